@@ -1,0 +1,3 @@
+//! The CNI plugin that a container runtime executes.
+
+fn main() {}

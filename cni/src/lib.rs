@@ -1,0 +1,1 @@
+//! Container Network Interface types and the call between plugin and agent.

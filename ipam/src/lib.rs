@@ -1,0 +1,1 @@
+//! Node subnets and pod addresses.

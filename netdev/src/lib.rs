@@ -1,0 +1,1 @@
+//! Links, addresses, routes and masquerading over netlink, and entry into network namespaces.

@@ -1,0 +1,1 @@
+//! OVSDB and OpenFlow clients for a local Open vSwitch.

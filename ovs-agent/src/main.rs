@@ -1,0 +1,3 @@
+//! The node agent: owns the node's pod network.
+
+fn main() {}

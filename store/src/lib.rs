@@ -1,0 +1,1 @@
+//! Tenon's state in etcd: keys, compare-and-swap, a watch that resyncs, election.
