@@ -1,0 +1,12 @@
+//! tenon-netdev on the real kernel, with iproute2, nft and ethtool as witnesses. Needs root.
+#![allow(clippy::unwrap_used)] // clippy.toml lets tests unwrap, but not their helper functions
+
+mod address;
+mod ground;
+mod link;
+mod masquerade;
+mod neighbour;
+mod netns;
+mod offload;
+mod route;
+mod sysctl;
