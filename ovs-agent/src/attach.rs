@@ -1,0 +1,419 @@
+//! The CNI verbs: ADD, DEL, CHECK, GC and STATUS of attachments to the overlay.
+//!
+//! ADD takes an address and a port, makes the veth pair straight in the pod's namespace, and then at once records the
+//! attachment in OVSDB (which adds the port), puts its flows in and configures the pod's end. Every step has an undo
+//! that may be done twice, so that one [`detach`] undoes an ADD that failed anywhere, serves DEL, and finishes what an
+//! agent that died has left.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use nix::errno::Errno;
+use openvswitch::openflow::Mac;
+use tenon_cni::{Cidr, Error, Interface, Ip, Mode, Request, Response, Route, Success, Verb, code};
+use tenon_netdev::{AddressFlags, NetNs, Netlink, VethPair, checksum_offload_off};
+use tracing::{info, warn};
+
+use crate::attachment::{Attachment, AttachmentId};
+use crate::bridge::BridgeError;
+use crate::model::Object;
+use crate::node::{Node, State, Wish};
+use crate::tenants;
+
+/// How long an ADD waits for what its tenant needs before it asks the runtime to try again.
+const TENANT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Carries out one call of the plugin.
+pub(crate) async fn handle(node: &Arc<Node>, request: Request) -> Response {
+    match request.arguments.verb {
+        Verb::Add => add(node, &request).await.into(),
+        Verb::Del => del(node, &request).await.into(),
+        Verb::Check => check(node, &request).await.into(),
+        Verb::Gc => gc(node, &request).await.into(),
+        Verb::Status => status(node).into(),
+        Verb::Version => Response::Done,
+    }
+}
+
+fn status(node: &Node) -> Result<(), Error> {
+    node.obstacle().map_or(Ok(()), |obstacle| Err(Error::not_available(obstacle)))
+}
+
+fn id_of(request: &Request) -> AttachmentId {
+    AttachmentId {
+        network: request.conf.name.clone(),
+        container_id: request.arguments.container_id.clone(),
+        ifname: request.arguments.ifname.clone(),
+    }
+}
+
+async fn add(node: &Arc<Node>, request: &Request) -> Result<Success, Error> {
+    if request.conf.mode != Mode::Overlay {
+        return Err(Error::invalid_config("mode: this agent has no macvlan segments; use \"overlay\""));
+    }
+    if let Some(ipam) = &request.conf.ipam {
+        return Err(Error::invalid_config(format!(
+            "ipam: {:?} cannot give the overlay's addresses, which come from the node's subnet; leave the key out",
+            ipam.plugin
+        )));
+    }
+    if let Some(obstacle) = node.obstacle() {
+        return Err(Error::try_again(obstacle));
+    }
+    let id = id_of(request);
+    let netns =
+        request.arguments.netns.clone().ok_or_else(|| Error::invalid_environment("CNI_NETNS", "not set"))?;
+    let wish = wish(request)?;
+
+    let _claim = node.claim(&id).ok_or_else(|| Error::try_again(format!("{id} is being worked on")))?;
+    if node.state().model.attachment(&id).is_some() {
+        return Err(Error::new(code::ALREADY_ATTACHED, format!("{id} is attached already; DEL it first")));
+    }
+    finish_leaving(node, &id).await?;
+    let tenant = request.arguments.tenant();
+    tenants::wait_for(node, tenant, TENANT_TIMEOUT).await?;
+
+    let (ip, mac, ofport) = node.state().reserve(&wish)?;
+    let attachment = Attachment {
+        id,
+        netns,
+        tenant: tenant.to_owned(),
+        pod: request.arguments.pod.name.clone().unwrap_or_default(),
+        uid: request.arguments.pod.uid.clone().unwrap_or_default(),
+        ip,
+        mac,
+        ofport,
+    };
+    match attach(node, attachment.clone()).await {
+        Ok(success) => {
+            info!(attachment = %attachment.id, tenant, %ip, ofport, "attached");
+            Ok(success)
+        }
+        Err(error) => {
+            warn!(attachment = %attachment.id, %error, "cannot attach; undoing");
+            detach(node, attachment).await;
+            Err(error)
+        }
+    }
+}
+
+/// What the pod asked for; the overlay has IPv4 only.
+fn wish(request: &Request) -> Result<Wish, Error> {
+    let ip = match request.requested_ips() {
+        [] => None,
+        [one] => Some(one.address),
+        _ => {
+            return Err(Error::invalid_config(
+                "ips: the overlay gives one address to an interface; ask for one",
+            ));
+        }
+    };
+    if let Some(ip @ IpAddr::V6(_)) = ip {
+        return Err(Error::invalid_config(format!("ips: {ip}: the overlay has IPv4 only")));
+    }
+    Ok(Wish { ip, mac: request.requested_mac().map(|mac| Mac(mac.bytes())) })
+}
+
+/// The pod's side of an attachment.
+#[derive(Clone)]
+struct PodEnd {
+    netns: PathBuf,
+    ifname: String,
+    link: String,
+    mac: Mac,
+    address: Ipv4Net,
+    gateway: IpAddr,
+    mtu: u32,
+    without_offload: bool,
+}
+
+async fn attach(node: &Arc<Node>, attachment: Attachment) -> Result<Success, Error> {
+    let pod = {
+        let state = node.state();
+        let place = state.place.as_ref().ok_or_else(|| Error::try_again("the node has no subnet yet"))?;
+        PodEnd {
+            netns: attachment.netns.clone(),
+            ifname: attachment.id.ifname.clone(),
+            link: attachment.id.link_name(),
+            mac: attachment.mac,
+            address: Ipv4Net::new_assert(attachment.ip, place.network.subnet.prefix_len()),
+            gateway: place.network.gateway.into(),
+            mtu: place.mtu,
+            without_offload: node.needs_checksums(),
+        }
+    };
+    make_veth(node, &pod).await?;
+    let flows = node.commit(|state| state.model.attach(attachment.clone()));
+    let configured = blocking({
+        let pod = pod.clone();
+        move || configure(&pod)
+    });
+    let (given, configured) = tokio::join!(node.bridge.add(&attachment), configured);
+    let given = given.map_err(bridge_error)?;
+    configured.map_err(netdev_error)?;
+    flows.installed().await.map_err(|error| Error::try_again(error.to_string()))?;
+    if given != attachment.ofport {
+        // Somebody else's port has the number that was asked for.
+        let moved = Attachment { ofport: given, ..attachment.clone() };
+        node.commit(|state| state.model.attach(moved))
+            .installed()
+            .await
+            .map_err(|error| Error::try_again(error.to_string()))?;
+    }
+    Ok(success(&attachment, &pod))
+}
+
+/// Makes the veth pair. What a DEL has handed to the reaper may still have one of the two names.
+async fn make_veth(node: &Node, pod: &PodEnd) -> Result<(), Error> {
+    let make = |pod: PodEnd| {
+        blocking(move || {
+            let netns = NetNs::open(&pod.netns)?;
+            Netlink::open()?.create_veth(&VethPair {
+                host_name: &pod.link,
+                peer_name: &pod.ifname,
+                peer_netns: &netns,
+                mtu: pod.mtu,
+                host_mac: None,
+                peer_mac: Some(pod.mac.0),
+                host_alias: None,
+                host_group: 0,
+                queues: 1,
+            })
+        })
+    };
+    match make(pod.clone()).await {
+        Err(error) if error.errno() == Some(Errno::EEXIST) => {
+            // A link of ours without a record is what a dead agent has left of this very attachment.
+            node.reaper.doom(pod.link.clone());
+            node.reaper.idle().await;
+            make(pod.clone()).await.map(drop).map_err(netdev_error)
+        }
+        made => made.map(drop).map_err(netdev_error),
+    }
+}
+
+fn configure(pod: &PodEnd) -> Result<(), tenon_netdev::Error> {
+    let netns = NetNs::open(&pod.netns)?;
+    let configure = || {
+        let netlink = Netlink::open()?;
+        let Some(link) = netlink.link_by_name(&pod.ifname)? else {
+            return Err(tenon_netdev::Error::NetNsNotFound { path: pod.netns.clone() });
+        };
+        if pod.without_offload {
+            checksum_offload_off(&pod.ifname)?;
+        }
+        netlink.add_address(link.index, IpNet::V4(pod.address), AddressFlags::default())?;
+        netlink.set_up(link.index)?;
+        netlink.replace_route(&default_route(pod, link.index))
+    };
+    netns.run(configure)?
+}
+
+fn default_route(pod: &PodEnd, device: u32) -> tenon_netdev::Route {
+    tenon_netdev::Route::via(IpNet::V4(Ipv4Net::default()), pod.gateway, device)
+}
+
+fn success(attachment: &Attachment, pod: &PodEnd) -> Success {
+    let cidr = |address: IpNet| Cidr::new(address.addr(), address.prefix_len());
+    let interface = |name: &str, mac: String, sandbox: String| Interface {
+        name: name.to_owned(),
+        mac,
+        mtu: Some(pod.mtu),
+        sandbox,
+        ..Interface::default()
+    };
+    let address = cidr(IpNet::V4(pod.address));
+    let everywhere = cidr(IpNet::V4(Ipv4Net::default()));
+    Success {
+        interfaces: vec![
+            interface(&pod.link, String::new(), String::new()),
+            interface(&pod.ifname, attachment.mac.to_string(), attachment.netns.display().to_string()),
+        ],
+        ips: address
+            .map(|address| Ip { address, gateway: Some(pod.gateway), interface: Some(1) })
+            .into_iter()
+            .collect(),
+        routes: everywhere.map(|dst| Route::to(dst).via(pod.gateway)).into_iter().collect(),
+        ..Success::default()
+    }
+}
+
+async fn del(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
+    let id = id_of(request);
+    let _claim = node.claim_when_free(&id).await?;
+    let attachment = node.state().model.attachment(&id).cloned();
+    match attachment {
+        Some(attachment) => {
+            detach(node, attachment).await;
+            info!(attachment = %id, "detached");
+        }
+        // Also what an ADD that died with its agent has left, if it has.
+        None => node.reaper.doom(id.link_name()),
+    }
+    Ok(())
+}
+
+/// Takes an attachment down, whatever there is of it: flows, port and record, link, address. Everything is tried; what
+/// Open vSwitch cannot do now, the keeper does when it is back.
+pub(crate) async fn detach(node: &Node, attachment: Attachment) {
+    let flows = node.commit(|state| {
+        state.leaving.insert(attachment.id.clone(), attachment.clone());
+        state.model.detach(&attachment.id)
+    });
+    if let Err(error) = flows.installed().await {
+        warn!(attachment = %attachment.id, %error, "its flows go when the switch is back");
+    }
+    let link = attachment.id.link_name();
+    match node.bridge.remove(std::slice::from_ref(&link)).await {
+        Ok(()) => left(&mut node.state(), &attachment.id),
+        Err(error) => {
+            warn!(attachment = %attachment.id, %error, "its port goes when OVSDB is back");
+            node.keep.notify_one();
+        }
+    }
+    node.reaper.doom(link);
+}
+
+/// Notes that OVSDB has no record of a detached attachment any more: what it had is free.
+pub(crate) fn left(state: &mut State, id: &AttachmentId) {
+    if let Some(attachment) = state.leaving.remove(id) {
+        state.release(&attachment);
+    }
+}
+
+/// An attachment whose DEL could not reach OVSDB comes again: its old record goes first.
+async fn finish_leaving(node: &Node, id: &AttachmentId) -> Result<(), Error> {
+    if node.state().leaving.contains_key(id) {
+        node.bridge.remove(&[id.link_name()]).await.map_err(bridge_error)?;
+        left(&mut node.state(), id);
+    }
+    Ok(())
+}
+
+async fn gc(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
+    let valid = |id: &AttachmentId| {
+        request
+            .conf
+            .valid_attachments
+            .iter()
+            .any(|a| a.container_id == id.container_id && a.ifname == id.ifname)
+    };
+    let stale: Vec<AttachmentId> = {
+        let state = node.state();
+        let ours = state.model.attachments().map(|a| &a.id).filter(|id| id.network == request.conf.name);
+        ours.filter(|id| !valid(id)).cloned().collect()
+    };
+    for id in stale {
+        let _claim = node.claim_when_free(&id).await?;
+        let attachment = node.state().model.attachment(&id).cloned();
+        if let Some(attachment) = attachment {
+            detach(node, attachment).await;
+            info!(attachment = %id, "collected");
+        }
+    }
+    Ok(())
+}
+
+async fn check(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
+    let id = id_of(request);
+    let fault = |fault: String| Error::new(code::CHECK_FAILED, format!("{id}: {fault}"));
+    let Some(attachment) = node.state().model.attachment(&id).cloned() else {
+        return Err(Error::container_unknown(&id.container_id).with_details(format!("{id} is not attached")));
+    };
+    if let Some(netns) = &request.arguments.netns
+        && *netns != attachment.netns
+    {
+        return Err(fault(format!(
+            "CNI_NETNS is {}, it was attached in {}",
+            netns.display(),
+            attachment.netns.display()
+        )));
+    }
+    let expected = request.conf.prev_result.as_ref();
+    if let Some(ip) = expected.and_then(|result| result.ips.first())
+        && ip.address.address() != attachment.ip
+    {
+        return Err(fault(format!(
+            "prevResult has {}, it was given {}",
+            ip.address.address(),
+            attachment.ip
+        )));
+    }
+    let (gateway, prefix, mtu) = {
+        let state = node.state();
+        let place = state.place.as_ref().ok_or_else(|| Error::try_again("the node has no subnet yet"))?;
+        (place.network.gateway, place.network.subnet.prefix_len(), place.mtu)
+    };
+    let pod = attachment.clone();
+    let faults = blocking(move || inspect(&pod, prefix, gateway.into(), mtu)).await.map_err(netdev_error)?;
+    if let Some(found) = faults {
+        return Err(fault(found));
+    }
+    node.bridge.check(&attachment).map_err(|found| fault(found.to_string()))?;
+    match node.reconciler.missing(Object::Attachment(id.clone())).await {
+        Ok(None) => Ok(()),
+        Ok(Some(flow)) => Err(fault(format!("flow {flow} is not in the switch"))),
+        Err(error) => Err(Error::try_again(error.to_string())),
+    }
+}
+
+/// What is wrong with an attachment in the kernel.
+fn inspect(
+    pod: &Attachment,
+    prefix: u8,
+    gateway: IpAddr,
+    mtu: u32,
+) -> Result<Option<String>, tenon_netdev::Error> {
+    let name = pod.id.link_name();
+    match Netlink::open()?.link_by_name(&name)? {
+        None => return Ok(Some(format!("link {name} is gone"))),
+        Some(link) if !link.up => return Ok(Some(format!("link {name} is down"))),
+        Some(_) => {}
+    }
+    let netlink = Netlink::open_in(&NetNs::open(&pod.netns)?)?;
+    let ifname = &pod.id.ifname;
+    let Some(link) = netlink.link_by_name(ifname)? else {
+        return Ok(Some(format!("the pod has no {ifname}")));
+    };
+    let address = IpNet::V4(Ipv4Net::new_assert(pod.ip, prefix));
+    let routes = netlink.routes(tenon_netdev::RouteFilter { device: Some(link.index), table: None })?;
+    let has_route = routes.iter().any(|r| r.destination.prefix_len() == 0 && r.gateway == Some(gateway));
+    Ok(if !link.up {
+        Some(format!("the pod's {ifname} is down"))
+    } else if link.mac != Some(pod.mac.0) {
+        Some(format!("the pod's {ifname} does not have the MAC {}", pod.mac))
+    } else if link.mtu > mtu {
+        Some(format!("the pod's {ifname} has an MTU of {}, more than the overlay's {mtu}", link.mtu))
+    } else if !netlink.addresses(link.index)?.iter().any(|a| a.address == address) {
+        Some(format!("the pod's {ifname} does not have the address {address}"))
+    } else if !has_route {
+        Some(format!("the pod has no default route by {gateway}"))
+    } else {
+        None
+    })
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // The task is never cancelled, so it has panicked: a defect, and the caller's to die of.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn netdev_error(error: tenon_netdev::Error) -> Error {
+    match &error {
+        tenon_netdev::Error::NetNsNotFound { .. } | tenon_netdev::Error::NotANetNs { .. } => {
+            Error::invalid_environment("CNI_NETNS", error)
+        }
+        _ => Error::agent_internal(error.to_string()),
+    }
+}
+
+fn bridge_error(error: BridgeError) -> Error {
+    Error::try_again(error.to_string())
+}

@@ -1,0 +1,93 @@
+//! The node's own kernel state: the gateway address, the route to the cluster network, forwarding and masquerading.
+//!
+//! Everything is put in place again and again ("ensure"): the gateway's interface goes with ovs-vswitchd, and people
+//! change things.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Once;
+
+use ipnet::{IpNet, Ipv4Net};
+use nix::errno::Errno;
+use openvswitch::openflow::Mac;
+use tenon_netdev::{AddressFlags, Error, Masquerade, Netlink, Route, sysctl};
+use thiserror::Error as ThisError;
+use tracing::warn;
+
+use crate::bridge::GATEWAY_NAME;
+use crate::model::NodeNetwork;
+
+/// VXLAN over IPv4 adds the outer IP, UDP and VXLAN headers and the inner Ethernet header (RFC 7348 section 5).
+pub(crate) const VXLAN_OVERHEAD_BYTES: u32 = 50;
+/// Our table in nftables.
+const NFT_TABLE: &str = "tenon";
+
+/// Why the node's kernel state is not as it should be.
+#[derive(Debug, ThisError)]
+pub(crate) enum HostError {
+    #[error(transparent)]
+    Netdev(#[from] Error),
+    #[error("no link of this node has the underlay address {0}; set node.ip in agent.toml to one that has")]
+    NoUnderlay(Ipv4Addr),
+    #[error("the way to {0} has no source address; set node.ip in agent.toml")]
+    NoSource(Ipv4Addr),
+    #[error("{GATEWAY_NAME} does not exist (yet)")]
+    NoGateway,
+}
+
+/// The underlay address when none is configured: the source address of the default route.
+pub(crate) fn default_underlay_address() -> Result<Ipv4Addr, HostError> {
+    // RFC 5737: an address that only the default route leads to.
+    const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    match Netlink::open()?.route_to(ELSEWHERE.into())?.source {
+        Some(IpAddr::V4(source)) => Ok(source),
+        _ => Err(HostError::NoSource(ELSEWHERE)),
+    }
+}
+
+/// The MTU of the pods: what the underlay link carries, less the overhead of VXLAN.
+pub(crate) fn pod_mtu(underlay: Ipv4Addr) -> Result<u32, HostError> {
+    let netlink = Netlink::open()?;
+    for link in netlink.links()? {
+        if netlink.addresses(link.index)?.iter().any(|a| a.address.addr() == IpAddr::V4(underlay)) {
+            return Ok(link.mtu.saturating_sub(VXLAN_OVERHEAD_BYTES));
+        }
+    }
+    Err(HostError::NoUnderlay(underlay))
+}
+
+/// Puts the node's kernel state in place.
+pub(crate) fn ensure(node: &NodeNetwork, mac: Mac, mtu: u32) -> Result<(), HostError> {
+    let netlink = Netlink::open()?;
+    let gateway = netlink.link_by_name(GATEWAY_NAME)?.ok_or(HostError::NoGateway)?;
+    if gateway.mac != Some(mac.0) {
+        netlink.set_mac(gateway.index, mac.0)?;
+    }
+    if gateway.mtu != mtu {
+        netlink.set_mtu(gateway.index, mtu)?;
+    }
+    let address = IpNet::V4(Ipv4Net::new_assert(node.gateway, node.subnet.prefix_len()));
+    for old in netlink.addresses(gateway.index)? {
+        if old.address.addr().is_ipv4() && old.address != address {
+            netlink.delete_address(gateway.index, old.address)?;
+        }
+    }
+    netlink.ensure_address(gateway.index, address, AddressFlags::default())?;
+    netlink.set_up(gateway.index)?;
+    let mut route = Route::direct(IpNet::V4(node.network), gateway.index);
+    route.source = Some(node.gateway.into());
+    netlink.replace_route(&route)?;
+
+    sysctl::write("net.ipv4.ip_forward", "1")?;
+    let masquerade = Masquerade { table: NFT_TABLE.to_owned(), network: node.network, except: Vec::new() };
+    match masquerade.install() {
+        // Pods still reach each other; the outside answers them if it has a route to their network.
+        Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => {
+            static TOLD: Once = Once::new();
+            TOLD.call_once(
+                || warn!(%error, "pods' addresses are not masqueraded: this kernel has no nftables for IPv4"),
+            );
+            Ok(())
+        }
+        outcome => Ok(outcome.map(drop)?),
+    }
+}
