@@ -31,6 +31,10 @@ pub mod code {
     pub const AGENT_INTERNAL: u32 = 100;
     /// Plugin and agent do not understand each other: they come from different releases.
     pub const PROTOCOL: u32 = 101;
+    /// ADD of an interface that the container has already.
+    pub const ALREADY_ATTACHED: u32 = 102;
+    /// CHECK found something that is not as ADD left it.
+    pub const CHECK_FAILED: u32 = 103;
 }
 
 /// An error as the CNI specification has it, without the version, which belongs to the configuration being answered.
