@@ -4,8 +4,8 @@
 //! nothing to wait for. A program with an async runtime calls it from a blocking thread.
 //!
 //! [`Netlink`] is a handle on the links, addresses, routes and neighbours of one network namespace, [`NetNs`] names a
-//! network namespace and runs code in it, [`sysctl`] reads and writes kernel settings, and [`Masquerade`] is source
-//! translation for a network.
+//! network namespace and runs code in it, [`sysctl`] reads and writes kernel settings, [`Masquerade`] is source
+//! translation for a network, and [`PortGuard`] keeps a switch's ports apart from the node's own IP stack.
 
 mod address;
 mod error;
@@ -13,7 +13,9 @@ mod link;
 mod masquerade;
 mod neighbour;
 mod netns;
+mod nftables;
 mod offload;
+mod port_guard;
 mod route;
 mod socket;
 pub mod sysctl;
@@ -24,5 +26,6 @@ pub use link::{Link, Veth, VethPair};
 pub use masquerade::Masquerade;
 pub use netns::{NetNs, NetNsId};
 pub use offload::checksum_offload_off;
+pub use port_guard::PortGuard;
 pub use route::{Route, RouteFilter, RouteLookup, Scope};
 pub use socket::Netlink;

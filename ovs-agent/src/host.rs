@@ -9,16 +9,18 @@ use std::sync::Once;
 use ipnet::{IpNet, Ipv4Net};
 use nix::errno::Errno;
 use openvswitch::openflow::Mac;
-use tenon_netdev::{AddressFlags, Error, Masquerade, Netlink, Route, sysctl};
+use tenon_netdev::{AddressFlags, Error, Masquerade, Netlink, PortGuard, Route, sysctl};
 use thiserror::Error as ThisError;
 use tracing::warn;
 
+use crate::attachment::LINK_PREFIX;
 use crate::bridge::GATEWAY_NAME;
+use crate::config::Datapath;
 use crate::model::NodeNetwork;
 
 /// VXLAN over IPv4 adds the outer IP, UDP and VXLAN headers and the inner Ethernet header (RFC 7348 section 5).
 pub(crate) const VXLAN_OVERHEAD_BYTES: u32 = 50;
-/// Our table in nftables.
+/// Our tables in nftables.
 const NFT_TABLE: &str = "tenon";
 
 /// Why the node's kernel state is not as it should be.
@@ -56,7 +58,7 @@ pub(crate) fn pod_mtu(underlay: Ipv4Addr) -> Result<u32, HostError> {
 }
 
 /// Puts the node's kernel state in place.
-pub(crate) fn ensure(node: &NodeNetwork, mac: Mac, mtu: u32) -> Result<(), HostError> {
+pub(crate) fn ensure(node: &NodeNetwork, mac: Mac, mtu: u32, datapath: Datapath) -> Result<(), HostError> {
     let netlink = Netlink::open()?;
     let gateway = netlink.link_by_name(GATEWAY_NAME)?.ok_or(HostError::NoGateway)?;
     if gateway.mac != Some(mac.0) {
@@ -79,13 +81,28 @@ pub(crate) fn ensure(node: &NodeNetwork, mac: Mac, mtu: u32) -> Result<(), HostE
 
     sysctl::write("net.ipv4.ip_forward", "1")?;
     let masquerade = Masquerade { table: NFT_TABLE.to_owned(), network: node.network, except: Vec::new() };
-    match masquerade.install() {
-        // Pods still reach each other; the outside answers them if it has a route to their network.
+    // Without it pods still reach each other; the outside answers them if it has a route to their network.
+    tolerate(masquerade.install(), "pods' addresses are not masqueraded", &NO_MASQUERADE)?;
+    let guard = PortGuard { table: NFT_TABLE.to_owned(), link_prefix: LINK_PREFIX.to_owned() };
+    match datapath {
+        // The node's IP stack sees what pods send beside the switch; nothing may work without the guard.
+        Datapath::Netdev => drop(guard.install()?),
+        // The switch takes it first; the guard is for the moment before a link becomes its port.
+        Datapath::System => {
+            tolerate(guard.install(), "pods' links are not guarded while they are made", &NO_GUARD)?
+        }
+    }
+    Ok(())
+}
+
+static NO_MASQUERADE: Once = Once::new();
+static NO_GUARD: Once = Once::new();
+
+/// Says once, instead of failing, that this kernel has no nftables for what was tried.
+fn tolerate(outcome: Result<bool, Error>, consequence: &str, told: &Once) -> Result<(), HostError> {
+    match outcome {
         Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => {
-            static TOLD: Once = Once::new();
-            TOLD.call_once(
-                || warn!(%error, "pods' addresses are not masqueraded: this kernel has no nftables for IPv4"),
-            );
+            told.call_once(|| warn!(%error, "{consequence}: this kernel has no nftables for it"));
             Ok(())
         }
         outcome => Ok(outcome.map(drop)?),

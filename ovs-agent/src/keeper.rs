@@ -88,7 +88,8 @@ async fn pass(node: &Arc<Node>) -> Result<(), String> {
     };
     node.bridge.ensure(&ports).await.map_err(|e| say(&e))?;
     keep_ports(node).await.map_err(|e| say(&e))?;
-    tokio::task::spawn_blocking(move || host::ensure(&network, ports.gateway_mac, ports.mtu))
+    let datapath = node.config.ovs.datapath;
+    tokio::task::spawn_blocking(move || host::ensure(&network, ports.gateway_mac, ports.mtu, datapath))
         .await
         .map_err(|e| say(&e))?
         .map_err(|e| say(&e))?;

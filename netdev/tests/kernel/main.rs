@@ -8,5 +8,6 @@ mod masquerade;
 mod neighbour;
 mod netns;
 mod offload;
+mod port_guard;
 mod route;
 mod sysctl;
