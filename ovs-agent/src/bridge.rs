@@ -23,6 +23,8 @@ const DATABASE: &str = "Open_vSwitch";
 const VXLAN_NAME: &str = "vxlan0";
 /// The internal interface that carries the node's gateway address.
 pub(crate) const GATEWAY_NAME: &str = "tun0";
+/// The node's own ports.
+pub(crate) const NODE_PORTS: [&str; 2] = [VXLAN_NAME, GATEWAY_NAME];
 /// How long ovs-vswitchd may take to add a port before the attach fails.
 const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// In the bridge's `external_ids`: the pod address given out last.
@@ -141,7 +143,7 @@ impl Bridge {
         if !transaction.is_empty() {
             self.client.transact(&transaction).await?;
         }
-        for name in [VXLAN_NAME, GATEWAY_NAME] {
+        for name in NODE_PORTS {
             self.added(name).await?;
         }
         Ok(())

@@ -44,7 +44,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             () = tokio::time::sleep(pause) => {}
             () = node.keep.notified() => {}
             Some(event) = database.next() => {
-                if !concerns(&event) {
+                if !concerns(&node, &event) {
                     continue;
                 }
                 tokio::time::sleep(SETTLE).await;
@@ -61,18 +61,18 @@ pub(crate) async fn run(node: Arc<Node>) {
     }
 }
 
-/// Whether a pass may find something to do after this: not after what an ADD or DEL does.
-fn concerns(event: &Event) -> bool {
+/// Whether a pass may find something to do after this; what every ADD and DEL does is not of that kind.
+fn concerns(node: &Node, event: &Event) -> bool {
     let Event::Updated(rows) = event else { return true };
-    rows.iter().any(|change| match (&change.old, &change.new) {
-        // A port that went, or that ovs-vswitchd took out of the datapath or put in again.
-        (Some(old), Some(new)) => {
+    rows.iter().any(|change| match (&*change.table, &change.old, &change.new) {
+        ("Bridge", None, Some(_)) | ("Bridge", Some(_), None) => true,
+        // ovs-vswitchd took a port out of the datapath, or put it in again.
+        ("Interface", Some(old), Some(new)) => {
             let ofport = |row: &Row| row.optional_integer("ofport").ok().flatten();
-            &*change.table == "Interface" && ofport(old).is_some() && ofport(old) != ofport(new)
+            ofport(old).is_some() && ofport(old) != ofport(new)
         }
-        (Some(_), None) => true,
-        (None, Some(_)) => &*change.table == "Bridge",
-        (None, None) => false,
+        ("Interface", Some(old), None) => node.wants_interface(old),
+        _ => false,
     })
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use openvswitch::openflow::Mac;
+use openvswitch::ovsdb::Row;
 use tenon_cni::Error;
 use tenon_ipam::NodePool;
 use tenon_store::{NetworkKeys, Store};
@@ -14,7 +15,7 @@ use tenon_tenant::Vni;
 use tokio::sync::{Notify, watch};
 
 use crate::attachment::{Attachment, AttachmentId};
-use crate::bridge::{Bridge, NodePorts};
+use crate::bridge::{Bridge, NODE_PORTS, NodePorts};
 use crate::config::{Config, Datapath};
 use crate::model::{Changes, Model, NodeNetwork};
 use crate::pipeline::{self, POD_PORTS};
@@ -202,6 +203,16 @@ impl Node {
             .map_err(|_| Error::try_again(format!("{id}: another call for it has not ended yet")))
     }
 
+    /// Whether an Interface row is one that there shall be: of the node itself, or of a pod that is attached.
+    pub(crate) fn wants_interface(&self, row: &Row) -> bool {
+        let Ok(name) = row.string("name") else { return false };
+        let external_ids = row.map("external_ids").unwrap_or_default();
+        match Attachment::from_external_ids(name, &external_ids, 0) {
+            Ok(attachment) => self.state().model.attachment(&attachment.id).is_some(),
+            Err(_) => NODE_PORTS.contains(&name),
+        }
+    }
+
     /// The VNI of `tenant`, if it has one now.
     pub(crate) fn vni(&self, tenant: &str) -> Option<Vni> {
         self.state().model.vni(tenant)
@@ -218,7 +229,6 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.node.state().busy.remove(&self.id);
         self.node.freed.notify_waiters();
-        self.node.keep.notify_one();
     }
 }
 
