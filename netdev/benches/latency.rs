@@ -6,7 +6,10 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use tenon_netdev::{AddressFlags, Masquerade, NetNs, Netlink, Result, Route, VethPair};
+use tenon_netdev::{
+    AddressFlags, AddressProbe, Announcement, Macvlan, MacvlanMode, Masquerade, NetNs, Netlink, Result,
+    Route, Veth, VethPair,
+};
 
 const PODS: usize = 200;
 const GROUP: u32 = 7000;
@@ -73,6 +76,28 @@ fn measure() -> Result<()> {
         time(&mut delete_group, || host.delete_group(GROUP))?;
     }
 
+    let (mut macvlan, mut announce, mut find) = (vec![], vec![], vec![]);
+    let Veth { host_index: master, peer_index } = host.create_veth(&pair("h0", "eth0", &pod_ground.netns))?;
+    let pod = Netlink::open_in(&pod_ground.netns)?;
+    pod.set_up(peer_index)?;
+    pod.add_address(peer_index, address, AddressFlags::default())?;
+    for _ in 0..PODS {
+        let netns = Some((&pod_ground.netns, &pod));
+        let mode = MacvlanMode::Bridge;
+        let asked = Macvlan { name: "net1", master, netns, mode, mac: None, mtu: None };
+        let link = time(&mut macvlan, || host.create_macvlan(&asked))?.index;
+        let (netns, addresses) = (Some(&pod_ground.netns), [address.addr()]);
+        time(&mut announce, || Announcement { netns, link, addresses: &addresses }.send())?;
+        pod.delete_link(link)?;
+        let probe = AddressProbe {
+            netns: Some(&host_ground.netns),
+            link: master,
+            addresses: &addresses,
+            wait: Duration::from_millis(100),
+        };
+        time(&mut find, || probe.run())?;
+    }
+
     let (mut install, mut verify) = (vec![], vec![]);
     host_ground.netns.run(|| {
         for n in 0..PODS {
@@ -91,6 +116,9 @@ fn measure() -> Result<()> {
         ("links", dump),
         ("delete_link", delete),
         ("delete_group of 10", delete_group),
+        ("create_macvlan", macvlan),
+        ("Announcement::send", announce),
+        ("AddressProbe::run, in use", find),
         ("Masquerade::install, replacing", install),
         ("Masquerade::install, in place", verify),
     ] {

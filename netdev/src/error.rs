@@ -43,7 +43,7 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
-    /// A netlink socket could not be used.
+    /// A netlink or packet socket could not be used.
     #[error("cannot {operation} {object}: cannot {step}: {source}")]
     Socket {
         /// What the socket was needed for.

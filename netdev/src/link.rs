@@ -2,7 +2,10 @@
 
 use std::os::fd::AsRawFd;
 
-use netlink_packet_core::{DecodeError, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NlasIterator, parse_u32};
+use netlink_packet_core::{
+    DecodeError, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NlasIterator, parse_i32, parse_u16, parse_u16_be,
+    parse_u32,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader, LinkInfo, LinkMessage,
@@ -10,6 +13,7 @@ use netlink_packet_route::link::{
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::macvlan::MacvlanMode;
 use crate::netns::NetNs;
 use crate::socket::{Decoded, Netlink, text};
 
@@ -36,8 +40,15 @@ pub struct Link {
     pub kind: Option<String>,
     /// IFLA_LINK: the index of a veth's peer in the peer's namespace, or of the link under a VLAN or macvlan.
     pub peer_index: Option<u32>,
+    /// The number that this namespace has for the one of the peer or of the link under this one (IFLA_LINK_NETNSID);
+    /// `None` if it is the same namespace.
+    pub peer_netns_id: Option<i32>,
     /// The index of the bridge, bond or the like that it is a port of.
     pub master: Option<u32>,
+    /// Of a macvlan, unless it is in the kernel's mode `source`.
+    pub macvlan_mode: Option<MacvlanMode>,
+    /// Of a VLAN link, if its VLAN is one of IEEE 802.1Q.
+    pub vlan_id: Option<u16>,
 }
 
 /// A veth pair to be made (veth(4)): one end here, the other straight in another network namespace.
@@ -203,6 +214,15 @@ impl Netlink {
         self.set_link_attribute(OPERATION, index, LinkAttribute::IfName(name.to_owned()))
     }
 
+    /// Renames a link that is down and sets it up.
+    pub(crate) fn set_name_and_up(&self, index: u32, name: &str) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.set_link("rename and set up", index, message)
+    }
+
     /// Attaches a text of at most 254 bytes to a link; an empty one removes it.
     pub fn set_alias(&self, index: u32, alias: &str) -> Result<()> {
         const OPERATION: &str = "set the alias of";
@@ -284,7 +304,7 @@ fn without_statistics() -> LinkAttribute {
 }
 
 /// The kernel's rules for names (`dev_valid_name`); it also takes `%d` in a name for "the next free number".
-fn check_name(operation: &'static str, name: &str) -> Result<()> {
+pub(crate) fn check_name(operation: &'static str, name: &str) -> Result<()> {
     let reason = match name {
         "" => "a link's name cannot be empty",
         "." | ".." => "this name is taken by the file system",
@@ -319,6 +339,7 @@ fn decode(body: &[u8]) -> Decoded<Link> {
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_IFALIAS: u16 = 20;
     const IFLA_GROUP: u16 = 27;
+    const IFLA_LINK_NETNSID: u16 = 37;
     /// `struct ifinfomsg`.
     const HEADER_BYTES: usize = 16;
 
@@ -334,7 +355,10 @@ fn decode(body: &[u8]) -> Decoded<Link> {
         alias: None,
         kind: None,
         peer_index: None,
+        peer_netns_id: None,
         master: None,
+        macvlan_mode: None,
+        vlan_id: None,
     };
     for attribute in NlasIterator::new(body.get(HEADER_BYTES..).unwrap_or_default()) {
         let attribute = attribute?;
@@ -345,21 +369,54 @@ fn decode(body: &[u8]) -> Decoded<Link> {
             IFLA_MTU => link.mtu = parse_u32(value)?,
             IFLA_LINK => link.peer_index = Some(parse_u32(value)?).filter(|index| *index != 0),
             IFLA_MASTER => link.master = Some(parse_u32(value)?),
-            IFLA_LINKINFO => link.kind = kind(value)?,
+            IFLA_LINKINFO => read_kind(value, &mut link)?,
             IFLA_IFALIAS => link.alias = Some(text(value)),
             IFLA_GROUP => link.group = parse_u32(value)?,
+            IFLA_LINK_NETNSID => link.peer_netns_id = Some(parse_i32(value)?),
             _ => {}
         }
     }
     Ok(Some(link))
 }
 
-fn kind(link_info: &[u8]) -> std::result::Result<Option<String>, DecodeError> {
+/// A link's kind, and what is particular to that kind.
+fn read_kind(link_info: &[u8], link: &mut Link) -> std::result::Result<(), DecodeError> {
     const IFLA_INFO_KIND: u16 = 1;
+    const IFLA_INFO_DATA: u16 = 2;
+    const IFLA_MACVLAN_MODE: u16 = 1;
+    const IFLA_VLAN_ID: u16 = 1;
+    const IFLA_VLAN_PROTOCOL: u16 = 5;
+    const IEEE_802_1Q: u16 = 0x8100;
+
+    // The kernel puts the kind before its data.
     for attribute in NlasIterator::new(link_info) {
         let attribute = attribute?;
-        if attribute.kind() == IFLA_INFO_KIND {
-            return Ok(Some(text(attribute.value())));
+        match (attribute.kind(), link.kind.as_deref()) {
+            (IFLA_INFO_KIND, _) => link.kind = Some(text(attribute.value())),
+            (IFLA_INFO_DATA, Some("macvlan")) => {
+                let mode = find_attribute(attribute.value(), IFLA_MACVLAN_MODE, parse_u32)?;
+                link.macvlan_mode = mode.and_then(MacvlanMode::from_number);
+            }
+            (IFLA_INFO_DATA, Some("vlan")) => {
+                let protocol = find_attribute(attribute.value(), IFLA_VLAN_PROTOCOL, parse_u16_be)?;
+                let id = find_attribute(attribute.value(), IFLA_VLAN_ID, parse_u16)?;
+                link.vlan_id = id.filter(|_| protocol == Some(IEEE_802_1Q));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn find_attribute<T>(
+    data: &[u8],
+    kind: u16,
+    parse: impl Fn(&[u8]) -> std::result::Result<T, DecodeError>,
+) -> Decoded<T> {
+    for attribute in NlasIterator::new(data) {
+        let attribute = attribute?;
+        if attribute.kind() == kind {
+            return parse(attribute.value()).map(Some);
         }
     }
     Ok(None)

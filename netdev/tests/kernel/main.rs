@@ -2,12 +2,18 @@
 #![allow(clippy::unwrap_used)] // clippy.toml lets tests unwrap, but not their helper functions
 
 mod address;
+mod announcement;
+mod capture;
 mod ground;
 mod link;
+mod macvlan;
 mod masquerade;
 mod neighbour;
 mod netns;
 mod offload;
 mod port_guard;
+mod probe;
 mod route;
+mod segment;
+mod shaper;
 mod sysctl;
