@@ -12,9 +12,13 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
+    time::Duration,
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::{
+    libc,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+};
 
 use crate::{
     command::Tool,
@@ -112,20 +116,25 @@ fn remove_own() {
     remove_where(|_, pid| pid == process::id());
 }
 
-/// Has this process remove its own clusters when it is interrupted. To be called before any other thread is
-/// started.
+/// Has this process remove its own clusters when it is interrupted.
+///
+/// By handlers, because programs that this process starts would inherit blocked signals, and not end by SIGTERM.
 pub fn remove_own_on_signals() -> Outcome {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    extern "C" fn note(_: libc::c_int) {
+        INTERRUPTED.store(true, Ordering::Relaxed);
     }
-    // Blocked in every thread, so that the one below takes them all.
-    signals.thread_block().map_err(|e| BedError::system("block signals", e))?;
-    thread::spawn(move || {
-        if signals.wait().is_ok() {
-            remove_own();
-            process::exit(130);
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing but store to an atomic, which is safe at any time (signal-safety(7)).
+        unsafe { sigaction(signal, &action) }.map_err(|e| BedError::system(format!("handle {signal}"), e))?;
+    }
+    thread::spawn(|| {
+        while !INTERRUPTED.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(50));
         }
+        remove_own();
+        process::exit(130);
     });
     Ok(())
 }
