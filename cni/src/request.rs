@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use crate::address::{Mac, RequestedIp};
 use crate::arguments::Arguments;
+use crate::bandwidth::{Bandwidth, Limit};
 use crate::conf::{NetConf, RawConf, SEGMENT_ANNOTATION};
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::frame::{self, TooLong};
+use crate::quantity::parse_quantity;
 use crate::result::Success;
 
 /// The version of this protocol. It goes up when a plugin and an agent of different releases would misread each other.
@@ -116,6 +118,34 @@ impl Request {
         if self.conf.ips.is_empty() { self.arguments.pod.ip.as_slice() } else { &self.conf.ips }
     }
 
+    /// The limits of the pod: its annotations, where the runtime hands them over, else what the configuration says.
+    ///
+    /// # Errors
+    /// [`code::INVALID_CONFIG`](crate::code::INVALID_CONFIG) naming the annotation or key and its value: no quantity, or
+    /// outside the 1k to 1P bits per second that the kubelet accepts. 0 is no limit.
+    pub fn bandwidth(&self) -> Result<Bandwidth, Error> {
+        let ingress = self.limit(INGRESS_ANNOTATION, "bandwidth.ingressRate", self.conf.bandwidth.ingress)?;
+        let egress = self.limit(EGRESS_ANNOTATION, "bandwidth.egressRate", self.conf.bandwidth.egress)?;
+        Ok(Bandwidth { ingress, egress })
+    }
+
+    fn limit(&self, annotation: &str, key: &str, configured: Option<Limit>) -> Result<Option<Limit>, Error> {
+        let Some(text) = self.conf.annotations.get(annotation) else {
+            let checked = configured.map(|limit| checked_rate(limit.rate_bps, key).map(|_| limit));
+            return checked.transpose();
+        };
+        let place = format!("annotation {annotation}");
+        let rate_bps =
+            parse_quantity(text).map_err(|error| Error::invalid_config(format!("{place}: {error}")))?;
+        if rate_bps == 0 {
+            return Ok(None);
+        }
+        // The runtime made its own figures of the same annotation; a burst can only be there.
+        let burst_bits =
+            configured.filter(|limit| limit.rate_bps == rate_bps).and_then(|limit| limit.burst_bits);
+        Ok(Some(Limit { rate_bps: checked_rate(rate_bps, &place)?, burst_bits }))
+    }
+
     /// The MAC address that the pod asks for: `runtimeConfig.mac`, else the `MAC` of `CNI_ARGS`.
     pub fn requested_mac(&self) -> Option<Mac> {
         self.conf.mac.or(self.arguments.pod.mac)
@@ -177,6 +207,70 @@ impl Response {
             ReceivedResponse { .. } => Ok(Self::Done),
         }
     }
+}
+
+/// A change of a running pod's limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitChange {
+    /// The pod's Kubernetes namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// Its limits from now on; a direction without one is not limited any more.
+    pub bandwidth: Bandwidth,
+}
+
+/// What the agent's socket is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Call {
+    /// What a container runtime asked the plugin for.
+    Cni(Box<Request>),
+    /// `{"protocol":1,"limit":{"namespace":"a","pod":"m1","bandwidth":{"ingressRate":10000000}}}`, with the fields that
+    /// `bandwidth` has in the network configuration.
+    Limit(LimitChange),
+}
+
+#[derive(Deserialize)]
+struct ReceivedCall {
+    limit: Option<ReceivedLimit>,
+}
+
+#[derive(Deserialize)]
+struct ReceivedLimit {
+    namespace: String,
+    pod: String,
+    bandwidth: Value,
+}
+
+impl Call {
+    /// Reads a call from a frame's body.
+    ///
+    /// # Errors
+    /// As [`Request::decode`]; limits that no pod can have.
+    pub fn decode(body: &[u8]) -> Result<Self, WireError> {
+        let ReceivedCall { limit } = decode(body)?;
+        let Some(limit) = limit else { return Ok(Self::Cni(Box::new(Request::decode(body)?))) };
+        let bandwidth = Bandwidth::parse(&limit.bandwidth, "limit.bandwidth")?;
+        for (direction, of) in [("ingressRate", bandwidth.ingress), ("egressRate", bandwidth.egress)] {
+            if let Some(of) = of {
+                checked_rate(of.rate_bps, &format!("limit.bandwidth.{direction}"))?;
+            }
+        }
+        Ok(Self::Limit(LimitChange { namespace: limit.namespace, pod: limit.pod, bandwidth }))
+    }
+}
+
+/// The annotations by which a pod's owner limits it, in Kubernetes quantities of bits per second.
+const INGRESS_ANNOTATION: &str = "kubernetes.io/ingress-bandwidth";
+const EGRESS_ANNOTATION: &str = "kubernetes.io/egress-bandwidth";
+/// What the kubelet accepts, in bits per second.
+const RATES_BPS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+
+fn checked_rate(rate_bps: u64, place: &str) -> Result<u64, Error> {
+    if RATES_BPS.contains(&rate_bps) {
+        return Ok(rate_bps);
+    }
+    Err(Error::invalid_config(format!("{place}: {rate_bps} is outside 1k to 1P bits per second")))
 }
 
 impl From<Result<Success, Error>> for Response {

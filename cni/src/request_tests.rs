@@ -154,3 +154,82 @@ proptest! {
         prop_assert_eq!(Response::decode(body(&sent.encode().unwrap())).unwrap(), sent);
     }
 }
+
+fn limited_request(annotations: serde_json::Value, bandwidth: serde_json::Value) -> Result<Bandwidth, Error> {
+    let conf = serde_json::json!({
+        "cniVersion": "1.1.0", "name": "tenon", "type": "tenon",
+        "runtimeConfig": { "bandwidth": bandwidth, "io.kubernetes.cri.pod-annotations": annotations },
+    });
+    let environment = Environment {
+        command: "ADD".into(),
+        container_id: "c1".into(),
+        netns: "/run/netns/x".into(),
+        ifname: "eth0".into(),
+        ..Environment::default()
+    };
+    Request::new(environment, RawConf::from_value(conf)?)?.bandwidth()
+}
+
+#[test]
+fn an_annotation_wins_over_the_configuration() {
+    let configured =
+        serde_json::json!({ "ingressRate": 5_000_000, "egressRate": 7_000_000, "egressBurst": 9_000 });
+    let rates =
+        |bandwidth: Bandwidth| (bandwidth.ingress.map(|l| l.rate_bps), bandwidth.egress.map(|l| l.rate_bps));
+    for (annotations, ingress, egress) in [
+        (serde_json::json!({}), Some(5_000_000), Some(7_000_000)),
+        (serde_json::json!({"kubernetes.io/ingress-bandwidth": "10M"}), Some(10_000_000), Some(7_000_000)),
+        (serde_json::json!({"kubernetes.io/egress-bandwidth": "1Mi"}), Some(5_000_000), Some(1 << 20)),
+        (serde_json::json!({"kubernetes.io/egress-bandwidth": "0"}), Some(5_000_000), None),
+    ] {
+        let found = limited_request(annotations.clone(), configured.clone()).unwrap();
+        assert_eq!(rates(found), (ingress, egress), "{annotations}");
+    }
+    let own_burst = serde_json::json!({"kubernetes.io/egress-bandwidth": "7M"});
+    assert_eq!(limited_request(own_burst, configured).unwrap().egress.unwrap().burst_bits, Some(9_000));
+}
+
+#[test]
+fn a_limit_that_no_pod_can_have_is_refused_by_name_and_value() {
+    for (annotations, bandwidth, named) in [
+        (
+            serde_json::json!({"kubernetes.io/ingress-bandwidth": "10MB"}),
+            serde_json::json!({}),
+            ["ingress-bandwidth", "10MB"],
+        ),
+        (
+            serde_json::json!({"kubernetes.io/egress-bandwidth": "-1M"}),
+            serde_json::json!({}),
+            ["egress-bandwidth", "-1M"],
+        ),
+        (
+            serde_json::json!({"kubernetes.io/egress-bandwidth": "999"}),
+            serde_json::json!({}),
+            ["egress-bandwidth", "999"],
+        ),
+        (
+            serde_json::json!({"kubernetes.io/egress-bandwidth": "1.1P"}),
+            serde_json::json!({}),
+            ["egress-bandwidth", "1P"],
+        ),
+        (serde_json::json!({}), serde_json::json!({"ingressRate": 999}), ["bandwidth.ingressRate", "999"]),
+    ] {
+        let error = limited_request(annotations, bandwidth).unwrap_err();
+        assert_eq!(error.code, code::INVALID_CONFIG);
+        for part in named {
+            assert!(error.msg.contains(part), "{} does not name {part}", error.msg);
+        }
+    }
+}
+
+#[test]
+fn a_change_of_limits_is_a_call() {
+    let body = br#"{"protocol":1,"limit":{"namespace":"a","pod":"m1","bandwidth":{"egressRate":1000000}}}"#;
+    let Call::Limit(change) = Call::decode(body).unwrap() else { panic!("not a change of limits") };
+    assert_eq!((change.namespace.as_str(), change.pod.as_str()), ("a", "m1"));
+    assert_eq!(change.bandwidth.egress.unwrap().rate_bps, 1_000_000);
+    assert_eq!(change.bandwidth.ingress, None);
+    let body = br#"{"protocol":1,"limit":{"namespace":"a","pod":"m1","bandwidth":{"egressRate":1}}}"#;
+    assert!(Call::decode(body).unwrap_err().to_string().contains("egressRate"));
+    assert!(Call::decode(br#"{"protocol":9,"limit":{}}"#).is_err());
+}

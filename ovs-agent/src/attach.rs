@@ -13,7 +13,9 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use nix::errno::Errno;
 use openvswitch::openflow::Mac;
-use tenon_cni::{Cidr, Error, Interface, Ip, Mode, Request, Response, Route, Success, Verb, code};
+use tenon_cni::{
+    Bandwidth, Cidr, Error, Interface, Ip, LimitChange, Mode, Request, Response, Route, Success, Verb, code,
+};
 use tenon_netdev::{AddressFlags, NetNs, Netlink, VethPair, checksum_offload_off};
 use tracing::{info, warn};
 
@@ -67,6 +69,7 @@ async fn add(node: &Arc<Node>, request: &Request) -> Result<Success, Error> {
     let netns =
         request.arguments.netns.clone().ok_or_else(|| Error::invalid_environment("CNI_NETNS", "not set"))?;
     let wish = wish(request)?;
+    let bandwidth = request.bandwidth()?;
 
     let _claim = node.claim(&id).ok_or_else(|| Error::try_again(format!("{id} is being worked on")))?;
     if node.state().model.attachment(&id).is_some() {
@@ -86,6 +89,7 @@ async fn add(node: &Arc<Node>, request: &Request) -> Result<Success, Error> {
         ip,
         mac,
         ofport,
+        bandwidth,
     };
     match attach(node, attachment.clone()).await {
         Ok(success) => {
@@ -145,6 +149,7 @@ async fn attach(node: &Arc<Node>, attachment: Attachment) -> Result<Success, Err
             without_offload: node.needs_checksums(),
         }
     };
+    limit(node, &attachment).await?;
     make_veth(node, &pod).await?;
     let flows = node.commit(|state| state.model.attach(attachment.clone()));
     let configured = blocking({
@@ -158,12 +163,58 @@ async fn attach(node: &Arc<Node>, attachment: Attachment) -> Result<Success, Err
     if given != attachment.ofport {
         // Somebody else's port has the number that was asked for.
         let moved = Attachment { ofport: given, ..attachment.clone() };
+        limit(node, &moved).await?;
         node.commit(|state| state.model.attach(moved))
             .installed()
             .await
             .map_err(|error| Error::try_again(error.to_string()))?;
     }
     Ok(success(&attachment, &pod))
+}
+
+/// Gives the pod's classes in the shapers their limits: before its flows lead there.
+async fn limit(node: &Node, attachment: &Attachment) -> Result<(), Error> {
+    if attachment.bandwidth == Bandwidth::default() {
+        return Ok(());
+    }
+    let (shapers, mtu) = {
+        let state = node.state();
+        (state.shapers()?, state.place.as_ref().map_or(0, |place| place.mtu))
+    };
+    let (class, bandwidth) = (attachment.ofport, attachment.bandwidth);
+    blocking(move || shapers.set(class, bandwidth, mtu)).await.map_err(netdev_error)
+}
+
+/// Changes the limits of a running pod, on every interface that it has here, without losing a packet.
+pub(crate) async fn change_limits(node: &Arc<Node>, change: LimitChange) -> Result<(), Error> {
+    let ids: Vec<AttachmentId> = {
+        let state = node.state();
+        let pods = state.model.attachments().filter(|a| a.tenant == change.namespace && a.pod == change.pod);
+        pods.map(|a| a.id.clone()).collect()
+    };
+    if ids.is_empty() {
+        let pod = format!("{}/{}", change.namespace, change.pod);
+        return Err(Error::new(code::CONTAINER_UNKNOWN, format!("pod {pod} has no interface on this node")));
+    }
+    for id in ids {
+        let _claim = node.claim_when_free(&id).await?;
+        let Some(before) = node.state().model.attachment(&id).cloned() else { continue };
+        let after = Attachment { bandwidth: change.bandwidth, ..before.clone() };
+        if before == after {
+            continue;
+        }
+        let (shapers, class) = (node.state().shapers()?, after.ofport);
+        // What is to be limited has its class before its flows lead there; what is not is let go before they leave.
+        node.bridge.update(&after).await.map_err(bridge_error)?;
+        limit(node, &after).await?;
+        let bandwidth = after.bandwidth;
+        blocking(move || shapers.open(class, bandwidth)).await.map_err(netdev_error)?;
+        let flows = node.commit(|state| state.model.attach(after));
+        flows.installed().await.map_err(|error| Error::try_again(error.to_string()))?;
+        blocking(move || shapers.remove(class, bandwidth)).await.map_err(netdev_error)?;
+        info!(attachment = %id, ?bandwidth, "changed limits");
+    }
+    Ok(())
 }
 
 /// Makes the veth pair. What a DEL has handed to the reaper may still have one of the two names.
@@ -266,6 +317,16 @@ pub(crate) async fn detach(node: &Node, attachment: Attachment) {
     if let Err(error) = flows.installed().await {
         warn!(attachment = %attachment.id, %error, "its flows go when the switch is back");
     }
+    // Its flows are gone, so that no packet asks for the classes; and the port's number is still its own.
+    let shapers = node.state().shapers();
+    if let Ok(shapers) = shapers
+        && attachment.bandwidth != Bandwidth::default()
+    {
+        let class = attachment.ofport;
+        if let Err(error) = blocking(move || shapers.remove(class, Bandwidth::default())).await {
+            warn!(attachment = %attachment.id, %error, "its limits go with the next look at the shapers");
+        }
+    }
     let link = attachment.id.link_name();
     match node.bridge.remove(std::slice::from_ref(&link)).await {
         Ok(()) => left(&mut node.state(), &attachment.id),
@@ -351,6 +412,12 @@ async fn check(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
     let faults = blocking(move || inspect(&pod, prefix, gateway.into(), mtu)).await.map_err(netdev_error)?;
     if let Some(found) = faults {
         return Err(fault(found));
+    }
+    let shapers = node.state().shapers();
+    if let Ok(shapers) = shapers {
+        let pod = attachment.clone();
+        let limits = blocking(move || shapers.check(&pod, mtu)).await.map_err(netdev_error)?;
+        limits.map_err(|found| fault(found.to_string()))?;
     }
     node.bridge.check(&attachment).map_err(|found| fault(found.to_string()))?;
     match node.reconciler.missing(Object::Attachment(id.clone())).await {

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use openvswitch::openflow::Mac;
+use tenon_cni::{Bandwidth, Limit};
 use thiserror::Error;
 
 /// What the CNI specification makes an attachment's identity. A StatefulSet's new pod has the name of the old one but
@@ -56,6 +57,8 @@ pub(crate) struct Attachment {
     pub(crate) mac: Mac,
     /// The OpenFlow port that is asked for in `Interface.ofport_request`.
     pub(crate) ofport: u16,
+    /// How much it may send and receive.
+    pub(crate) bandwidth: Bandwidth,
 }
 
 /// An Interface row that says it is ours but cannot be read.
@@ -78,6 +81,10 @@ const IP: &str = "tenon-ip";
 /// Open vSwitch's own name for it (Integration Guide for Centralized Control).
 const MAC: &str = "attached-mac";
 
+/// Rates in bits per second and bursts in bits; absent where there is no limit.
+const INGRESS: [&str; 2] = ["tenon-ingress-rate", "tenon-ingress-burst"];
+const EGRESS: [&str; 2] = ["tenon-egress-rate", "tenon-egress-burst"];
+
 impl Attachment {
     /// Whether an Interface row with these `external_ids` is an attachment of ours.
     pub(crate) fn is_recorded_in(external_ids: &BTreeMap<String, String>) -> bool {
@@ -86,7 +93,13 @@ impl Attachment {
 
     /// What is written into `Interface.external_ids`.
     pub(crate) fn external_ids(&self) -> BTreeMap<String, String> {
-        [
+        let limits = [(INGRESS, self.bandwidth.ingress), (EGRESS, self.bandwidth.egress)];
+        let limits = limits.into_iter().flat_map(|([rate, burst], limit)| {
+            let rate = limit.map(|limit| (rate, limit.rate_bps.to_string()));
+            let burst = limit.and_then(|limit| Some((burst, limit.burst_bits?.to_string())));
+            rate.into_iter().chain(burst)
+        });
+        let ids = [
             (NETWORK, self.id.network.clone()),
             (CONTAINER_ID, self.id.container_id.clone()),
             (IFNAME, self.id.ifname.clone()),
@@ -96,9 +109,8 @@ impl Attachment {
             (UID, self.uid.clone()),
             (IP, self.ip.to_string()),
             (MAC, self.mac.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        ];
+        ids.into_iter().chain(limits).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Reads back what [`Self::external_ids`] wrote for the interface called `interface`.
@@ -113,6 +125,14 @@ impl Attachment {
             value: value.cloned(),
         };
         let text = |key| external_ids.get(key).cloned().ok_or_else(|| unreadable(key, None));
+        let number = |key| {
+            let text = external_ids.get(key);
+            text.map(|text| text.parse::<u64>().map_err(|_| unreadable(key, Some(text)))).transpose()
+        };
+        let limit = |[rate, burst]: [&'static str; 2]| {
+            let burst_bits = number(burst)?;
+            Ok(number(rate)?.map(|rate_bps| Limit { rate_bps, burst_bits }))
+        };
         let (ip, mac) = (text(IP)?, text(MAC)?);
         Ok(Self {
             id: AttachmentId {
@@ -127,6 +147,7 @@ impl Attachment {
             ip: ip.parse().map_err(|_| unreadable(IP, Some(&ip)))?,
             mac: mac.parse().map_err(|_| unreadable(MAC, Some(&mac)))?,
             ofport,
+            bandwidth: Bandwidth { ingress: limit(INGRESS)?, egress: limit(EGRESS)? },
         })
     }
 }
@@ -149,14 +170,23 @@ pub(crate) mod tests {
             ip: Ipv4Addr::new(172, 11, 0, last_octet),
             mac: Mac([0x0e, 0x74, 172, 11, 0, last_octet]),
             ofport,
+            bandwidth: Bandwidth::default(),
         }
     }
 
     #[test]
     fn an_attachment_is_read_back_as_it_was_written() {
-        let written = attachment("c1", "a", 5, 7);
-        let read = Attachment::from_external_ids("tn1", &written.external_ids(), 7).unwrap();
-        assert_eq!(read, written);
+        let limit = |rate_bps, burst_bits| Some(Limit { rate_bps, burst_bits });
+        for (ingress, egress) in [
+            (None, None),
+            (limit(1_000, None), None),
+            (limit(5_000, Some(9)), limit(u64::MAX, Some(u64::MAX))),
+        ] {
+            let written =
+                Attachment { bandwidth: Bandwidth { ingress, egress }, ..attachment("c1", "a", 5, 7) };
+            let read = Attachment::from_external_ids("tn1", &written.external_ids(), 7).unwrap();
+            assert_eq!(read, written);
+        }
     }
 
     #[test]

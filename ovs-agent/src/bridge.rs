@@ -16,15 +16,18 @@ use tracing::warn;
 
 use crate::attachment::Attachment;
 use crate::config;
-use crate::pipeline::{GATEWAY_PORT, VXLAN_PORT};
+use crate::pipeline::{EGRESS_SHAPER_PORT, GATEWAY_PORT, INGRESS_SHAPER_PORT, VXLAN_PORT};
 
 const DATABASE: &str = "Open_vSwitch";
 /// The tunnel port's name; kernel interfaces are not made for it on Linux.
 const VXLAN_NAME: &str = "vxlan0";
 /// The internal interface that carries the node's gateway address.
 pub(crate) const GATEWAY_NAME: &str = "tun0";
+/// The ends of the shapers that are ports of the bridge.
+pub(crate) const EGRESS_SHAPER_NAME: &str = "tenon-eg0";
+pub(crate) const INGRESS_SHAPER_NAME: &str = "tenon-in0";
 /// The node's own ports.
-pub(crate) const NODE_PORTS: [&str; 2] = [VXLAN_NAME, GATEWAY_NAME];
+pub(crate) const NODE_PORTS: [&str; 4] = [VXLAN_NAME, GATEWAY_NAME, EGRESS_SHAPER_NAME, INGRESS_SHAPER_NAME];
 /// How long ovs-vswitchd may take to add a port before the attach fails.
 const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// In the bridge's `external_ids`: the pod address given out last.
@@ -51,6 +54,8 @@ pub(crate) struct NodePorts {
     pub(crate) gateway_mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) vxlan_port: u16,
+    /// Whether there are shapers to be ports.
+    pub(crate) shapers: bool,
 }
 
 /// Our bridge in OVSDB.
@@ -143,7 +148,8 @@ impl Bridge {
         if !transaction.is_empty() {
             self.client.transact(&transaction).await?;
         }
-        for name in NODE_PORTS {
+        let names = if ports.shapers { &NODE_PORTS[..] } else { &[VXLAN_NAME, GATEWAY_NAME] };
+        for name in names {
             self.added(name).await?;
         }
         Ok(())
@@ -154,7 +160,11 @@ impl Bridge {
         let view = self.client.view();
         let mut transaction = Transaction::new(DATABASE);
         let datapath = self.config.datapath.as_str();
-        let wanted = [(VXLAN_NAME, vxlan_columns(ports)), (GATEWAY_NAME, gateway_columns(ports))];
+        let mut wanted = vec![(VXLAN_NAME, vxlan_columns(ports)), (GATEWAY_NAME, gateway_columns(ports))];
+        if ports.shapers {
+            wanted.push((EGRESS_SHAPER_NAME, link_columns(EGRESS_SHAPER_PORT)));
+            wanted.push((INGRESS_SHAPER_NAME, link_columns(INGRESS_SHAPER_PORT)));
+        }
         let Some((bridge, row)) = view.find("Bridge", "name", self.name()) else {
             let ports: Vec<_> = wanted
                 .into_iter()
@@ -228,9 +238,7 @@ impl Bridge {
         attachment: &Attachment,
     ) -> Result<InsertedRow, BridgeError> {
         let bridge = self.uuid()?;
-        let interface = Columns::new()
-            .set("external_ids", attachment.external_ids())
-            .set("ofport_request", attachment.ofport);
+        let interface = link_columns(attachment.ofport).set("external_ids", attachment.external_ids());
         let (interface, port) = insert_port(transaction, &attachment.id.link_name(), interface);
         let last = BTreeMap::from([(LAST_ADDRESS, attachment.ip.to_string())]);
         transaction.mutate(
@@ -244,6 +252,18 @@ impl Bridge {
             ],
         );
         Ok(interface)
+    }
+
+    /// Records `attachment` as it is now.
+    pub(crate) async fn update(&self, attachment: &Attachment) -> Result<(), BridgeError> {
+        let name = attachment.id.link_name();
+        let mut transaction = Transaction::new(DATABASE);
+        let row = Columns::new().set("external_ids", attachment.external_ids());
+        let updated = transaction.update("Interface", [Condition::equal("name", &name)], row);
+        match self.client.transact(&transaction).await?.count(updated)? {
+            0 => Err(BridgeError::NoPort(name)),
+            _ => Ok(()),
+        }
     }
 
     /// Says what is wrong with the recorded port of `attachment`.
@@ -358,6 +378,11 @@ fn vxlan_columns(ports: &NodePorts) -> Columns {
         ("dst_port", ports.vxlan_port.to_string()),
     ]);
     Columns::new().set("type", "vxlan").set("ofport_request", VXLAN_PORT).set("options", options)
+}
+
+/// A link that exists already.
+fn link_columns(ofport: u16) -> Columns {
+    Columns::new().set("ofport_request", ofport)
 }
 
 fn gateway_columns(ports: &NodePorts) -> Columns {

@@ -13,7 +13,9 @@ use tracing::{info, warn};
 
 use crate::attach;
 use crate::attachment::{Attachment, LINK_PREFIX};
+use crate::bandwidth::Shapers;
 use crate::bridge::BridgeError;
+use crate::config::Datapath;
 use crate::host;
 use crate::node::{Node, State};
 
@@ -81,24 +83,58 @@ async fn pass(node: &Arc<Node>) -> Result<(), String> {
     if !node.bridge.client().connected() {
         return Err(format!("OVSDB at {} cannot be reached: is ovsdb-server running?", node.config.ovs.db));
     }
-    let (network, ports) = match &node.state().place {
-        Some(place) => (place.network.clone(), place.ports()),
+    let (network, mtu) = match &node.state().place {
+        Some(place) => (place.network.clone(), place.mtu),
         // Why is for the cluster's follower to say.
         None => return Ok(()),
     };
+    let datapath = node.config.ovs.datapath;
+    let shapers = keep_shapers(node, mtu, datapath).await?;
+    let Some(ports) = node.state().place.as_ref().map(|place| place.ports(shapers.is_some())) else {
+        return Ok(());
+    };
     node.bridge.ensure(&ports).await.map_err(|e| say(&e))?;
     keep_ports(node).await.map_err(|e| say(&e))?;
-    let datapath = node.config.ovs.datapath;
     tokio::task::spawn_blocking(move || host::ensure(&network, ports.gateway_mac, ports.mtu, datapath))
         .await
         .map_err(|e| say(&e))?
         .map_err(|e| say(&e))?;
+    if let Some(shapers) = shapers {
+        keep_limits(node, shapers, mtu).await?;
+    }
     reclaim(node).await?;
     if node.reconciler.synced().borrow().is_none() {
         return Err("the flows are not in the switch yet: is ovs-vswitchd running?".to_owned());
     }
     node.bridge.end_flow_restore().await.map_err(|e| say(&e))?;
     node.set_node_obstacle(None);
+    Ok(())
+}
+
+/// Makes the shapers, or puts them right. A kernel that has none can still attach pods without limits.
+async fn keep_shapers(node: &Node, mtu: u32, datapath: Datapath) -> Result<Option<Shapers>, String> {
+    let made = tokio::task::spawn_blocking(move || Shapers::ensure(mtu, datapath))
+        .await
+        .map_err(|e| e.to_string())?;
+    let made = made.map_err(|error| error.to_string());
+    let mut state = node.state();
+    if let Err(error) = &made
+        && state.shapers.as_ref() != Some(&made)
+    {
+        warn!(error, "pods' bandwidth cannot be limited");
+    }
+    state.shapers = Some(made.clone());
+    Ok(made.ok())
+}
+
+/// Puts back limits that have gone missing, and removes those of pods that are gone.
+async fn keep_limits(node: &Node, shapers: Shapers, mtu: u32) -> Result<(), String> {
+    let (limits, busy) = node.state().limits();
+    let wrong = tokio::task::spawn_blocking(move || shapers.reconcile(&limits, &busy, mtu)).await;
+    let wrong = wrong.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    if wrong > 0 {
+        info!(limits = wrong, "put bandwidth limits right");
+    }
     Ok(())
 }
 

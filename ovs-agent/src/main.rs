@@ -2,6 +2,7 @@
 
 mod attach;
 mod attachment;
+mod bandwidth;
 mod bridge;
 mod cluster;
 mod config;

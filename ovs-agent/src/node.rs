@@ -1,20 +1,21 @@
 //! The node as the agent's parts share it: the model with its attachments, the pools that addresses and OpenFlow ports
 //! come from, and whether the node is ready.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use openvswitch::openflow::Mac;
 use openvswitch::ovsdb::Row;
-use tenon_cni::Error;
+use tenon_cni::{Bandwidth, Error};
 use tenon_ipam::NodePool;
 use tenon_store::{NetworkKeys, Store};
 use tenon_tenant::Vni;
 use tokio::sync::{Notify, watch};
 
 use crate::attachment::{Attachment, AttachmentId};
+use crate::bandwidth::Shapers;
 use crate::bridge::{Bridge, NODE_PORTS, NodePorts};
 use crate::config::{Config, Datapath};
 use crate::model::{Changes, Model, NodeNetwork};
@@ -66,6 +67,8 @@ pub(crate) struct State {
     busy: HashSet<AttachmentId>,
     /// Detached, but still recorded in OVSDB: their addresses and ports are not free yet.
     pub(crate) leaving: HashMap<AttachmentId, Attachment>,
+    /// Once made, or why they cannot be.
+    pub(crate) shapers: Option<Result<Shapers, String>>,
 }
 
 /// The node's place in the cluster network and what follows from it.
@@ -78,8 +81,9 @@ pub(crate) struct Place {
 
 impl Place {
     /// What the node's own ports look like.
-    pub(crate) fn ports(&self) -> NodePorts {
+    pub(crate) fn ports(&self, shapers: bool) -> NodePorts {
         NodePorts {
+            shapers,
             gateway_mac: pipeline::gateway_mac(&self.network),
             mtu: self.mtu,
             vxlan_port: self.network.vxlan_port,
@@ -280,6 +284,25 @@ impl State {
         {
             tracing::error!(%error, attachment = %attachment.id, "a recorded pod has an address that is not this node's; delete the pod");
         }
+    }
+
+    /// The shapers, for a pod that has a limit.
+    pub(crate) fn shapers(&self) -> Result<Shapers, Error> {
+        match &self.shapers {
+            Some(Ok(shapers)) => Ok(*shapers),
+            Some(Err(reason)) => {
+                Err(Error::agent_internal(format!("this node cannot limit bandwidth: {reason}")))
+            }
+            None => Err(Error::try_again("the node's shapers have not been made yet")),
+        }
+    }
+
+    /// The limits of the attachments that nobody works on, by OpenFlow port, and the ports of all others.
+    pub(crate) fn limits(&self) -> (BTreeMap<u16, Bandwidth>, BTreeSet<u16>) {
+        let settled = self.model.attachments().filter(|a| !self.is_busy(&a.id));
+        let limits: BTreeMap<_, _> = settled.map(|a| (a.ofport, a.bandwidth)).collect();
+        let busy = self.ofports.iter().filter(|ofport| !limits.contains_key(ofport)).copied().collect();
+        (limits, busy)
     }
 
     /// Gives back what an attachment has.

@@ -3,6 +3,7 @@
 //! ```text
 //!  0 CLASSIFY   by the port of entry: pod (20), host (30/40), VXLAN (10)
 //! 10 TUNNEL     VXLAN from known nodes only; the tunnel key is the source's VNI
+//! 15 SHAPED     what comes back from a shaper goes on where it was: to the routes, or to its pod
 //! 20 POD        a pod's own MAC, IP and ARP only; loads its VNI
 //! 30 ARP        every question within the cluster network is answered here, with the router's MAC
 //! 40 ROUTE      by destination: a pod here, the host, another node, the outside
@@ -17,6 +18,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use openvswitch::openflow::{Action, Field, FieldKind, Flow, Mac, Match, PortNo, Subfield};
+use tenon_netdev::class_mac;
 use tenon_tenant::Vni;
 
 use crate::attachment::Attachment;
@@ -29,18 +31,25 @@ pub(crate) const GATEWAY_PORT: u16 = 2;
 /// OpenFlow ports given to pods. Higher ones are given by Open vSwitch itself, or reserved.
 pub(crate) const POD_PORTS: std::ops::RangeInclusive<u16> = 3..=0x7fff;
 
+/// OpenFlow port of the shaper for what pods send.
+pub(crate) const EGRESS_SHAPER_PORT: u16 = 0x8000;
+/// OpenFlow port of the shaper for what pods receive. It is another one because a packet is never sent out by the port
+/// that it came in by, and a pod that is limited in sending may talk to one that is limited in receiving.
+pub(crate) const INGRESS_SHAPER_PORT: u16 = 0x8001;
+
 /// The MAC of every pod's next hop, the same on every node, so that a neighbour entry is never stale.
 pub(crate) const ROUTER_MAC: Mac = Mac([0x0e, 0x74, 0, 0, 0, 1]);
 
 /// Raise it with every change of the flows (a test compares them with the golden file): a node's flows tell by it
 /// which pipeline they belong to.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// `teno` in the high half marks a flow as ours.
 const COOKIE: u64 = 0x7465_6e6f_0000_0000 | VERSION << 16;
 
 mod table {
     pub(super) const CLASSIFY: u8 = 0;
     pub(super) const TUNNEL: u8 = 10;
+    pub(super) const SHAPED: u8 = 15;
     pub(super) const POD: u8 = 20;
     pub(super) const ARP: u8 = 30;
     pub(super) const ROUTE: u8 = 40;
@@ -76,10 +85,11 @@ pub(crate) enum Drop {
     ToVtepPort = 10,
     PodBehindHost = 11,
     NotForThisNode = 12,
+    NotShaped = 13,
 }
 
 impl Drop {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::UnknownPort,
         Self::UnknownVtep,
         Self::Spoofed,
@@ -92,6 +102,7 @@ impl Drop {
         Self::ToVtepPort,
         Self::PodBehindHost,
         Self::NotForThisNode,
+        Self::NotShaped,
     ];
 
     /// The reason as a metric's label.
@@ -109,6 +120,7 @@ impl Drop {
             Self::ToVtepPort => "to_vtep_port",
             Self::PodBehindHost => "pod_behind_host",
             Self::NotForThisNode => "not_for_this_node",
+            Self::NotShaped => "not_shaped",
         }
     }
 
@@ -134,6 +146,10 @@ pub(crate) fn base(node: &NodeNetwork) -> Vec<Flow> {
         // From the tunnels.
         flow(table::CLASSIFY, 200, in_port(VXLAN_PORT)).goto(table::TUNNEL),
         drop(table::TUNNEL, 0, Match::new(), Drop::UnknownVtep),
+        // From the shapers. Their ends are links of the node's kernel, which talks on every link.
+        flow(table::CLASSIFY, 200, in_port(EGRESS_SHAPER_PORT)).goto(table::SHAPED),
+        flow(table::CLASSIFY, 200, in_port(INGRESS_SHAPER_PORT)).goto(table::SHAPED),
+        drop(table::SHAPED, 0, Match::new(), Drop::NotShaped),
         // From the host. The host speaks for itself and for the outside, never for a pod: a pod's packet that a
         // service's rules turned round in the host would otherwise come back with the host's rights.
         flow(table::CLASSIFY, 230, ipv4_from(in_port(GATEWAY_PORT), node.gateway))
@@ -220,22 +236,40 @@ pub(crate) fn attachment(pod: &Attachment, vni: Option<Vni>) -> Vec<Flow> {
             .with(Field::arp_sha(pod.mac))
             .with(Field::arp_spa(Ipv4Net::from(source_ip)))
     };
-    vec![
-        flow(table::POD, 200, ipv4_from(in_port(pod.ofport).with(Field::eth_src(pod.mac)), pod.ip))
-            .actions([load(SOURCE_VNI, vni), origin(Origin::Pod)])
-            .goto(table::ROUTE),
+    let class = Mac(class_mac(pod.ofport));
+    let shaped = |shaper| flow(table::SHAPED, 100, in_port(shaper).eth_dst(class));
+    let to_shaper = |shaper| [set(Field::eth_dst(class)), Action::Output(port(shaper))];
+    let own_ipv4 =
+        flow(table::POD, 200, ipv4_from(in_port(pod.ofport).with(Field::eth_src(pod.mac)), pod.ip));
+    let route = [load(SOURCE_VNI, vni), origin(Origin::Pod)];
+    let deliver_to = |by: u16, as_mac| {
+        let delivery = [
+            load(DESTINATION_VNI, vni),
+            number(OUTPUT_PORT, by.into()),
+            set(Field::eth_src(ROUTER_MAC)),
+            set(Field::eth_dst(as_mac)),
+        ];
+        flow(table::ROUTE, 400, ipv4_to(pod.ip)).actions(delivery).goto(table::ISOLATE)
+    };
+    let mut flows = vec![
         flow(table::POD, 200, own_arp(pod.ip)).goto(table::ARP),
         drop(table::POD, 210, own_arp(pod.ip).with(Field::arp_tpa(pod.ip)), Drop::ArpIgnored),
         drop(table::POD, 100, in_port(pod.ofport), Drop::Spoofed),
-        flow(table::ROUTE, 400, ipv4_to(pod.ip))
-            .actions([
-                load(DESTINATION_VNI, vni),
-                number(OUTPUT_PORT, pod.ofport.into()),
-                set(Field::eth_src(ROUTER_MAC)),
-                set(Field::eth_dst(pod.mac)),
-            ])
-            .goto(table::ISOLATE),
-    ]
+    ];
+    if pod.bandwidth.egress.is_some() {
+        flows.push(own_ipv4.actions(to_shaper(EGRESS_SHAPER_PORT)));
+        flows.push(shaped(EGRESS_SHAPER_PORT).actions(route).goto(table::ROUTE));
+    } else {
+        flows.push(own_ipv4.actions(route).goto(table::ROUTE));
+    }
+    if pod.bandwidth.ingress.is_some() {
+        flows.push(deliver_to(INGRESS_SHAPER_PORT, class));
+        let to_pod = [set(Field::eth_dst(pod.mac)), Action::Output(port(pod.ofport))];
+        flows.push(shaped(INGRESS_SHAPER_PORT).actions(to_pod));
+    } else {
+        flows.push(deliver_to(pod.ofport, pod.mac));
+    }
+    flows
 }
 
 /// The MAC of the node's internal interface.
@@ -349,6 +383,9 @@ mod tests {
         flows.extend(vni(blue));
         flows.extend(attachment(&pod("c1", "blue", 2, 3), Some(blue)));
         flows.extend(attachment(&pod("c2", "deleted", 3, 4), None));
+        let limit = Some(tenon_cni::Limit { rate_bps: 10_000_000, burst_bits: None });
+        let bandwidth = tenon_cni::Bandwidth { ingress: limit, egress: limit };
+        flows.extend(attachment(&Attachment { bandwidth, ..pod("c3", "blue", 4, 5) }, Some(blue)));
         flows
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenon_cni::{Error, Request, Response, frame};
+use tenon_cni::{Call, Error, Response, frame};
 use thiserror::Error as ThisError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -73,11 +73,16 @@ async fn answer(node: &Arc<Node>, mut stream: UnixStream) -> std::io::Result<()>
         Ok(body) => body?,
         Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
     };
-    let response = match body.and_then(|body| Request::decode(&body).map_err(Error::from)) {
+    let response = match body.and_then(|body| Call::decode(&body).map_err(Error::from)) {
         // A task of its own: a plugin that is killed must not leave its ADD half done.
-        Ok(request) => {
+        Ok(call) => {
             let node = node.clone();
-            let work = tokio::spawn(async move { attach::handle(&node, request).await });
+            let work = tokio::spawn(async move {
+                match call {
+                    Call::Cni(request) => attach::handle(&node, *request).await,
+                    Call::Limit(change) => attach::change_limits(&node, change).await.into(),
+                }
+            });
             work.await.unwrap_or_else(|error| Response::Failed(Error::agent_internal(error.to_string())))
         }
         Err(error) => Response::Failed(error),
