@@ -138,6 +138,7 @@ fn pair<'a>(host_name: &'a str, peer_name: &'a str, peer_netns: &'a NetNs) -> Ve
         host_mac: Some([2, 0, 0, 0, 0, 1]),
         peer_mac: Some([2, 0, 0, 0, 0, 2]),
         host_alias: None,
+        host_up: true,
         host_group: GROUP,
         queues: 1,
     }

@@ -68,6 +68,8 @@ pub struct VethPair<'a> {
     pub peer_mac: Option<[u8; 6]>,
     /// A text for this end, at most 254 bytes.
     pub host_alias: Option<&'a str>,
+    /// Whether this end is up from the start. Not if it has settings to be made before, such as IPv6 switched off.
+    pub host_up: bool,
     /// The group of this end, to find or delete many at once; 0 is everybody's.
     pub host_group: u32,
     /// Transmit and receive queues of both ends. 1 is enough for most and quickest to make: by default the kernel
@@ -85,7 +87,7 @@ pub struct Veth {
 }
 
 impl Netlink {
-    /// Makes a veth pair, this end up, the other end down in its namespace under its final name: a veth end cannot
+    /// Makes a veth pair, this end up if wanted, the other end down in its namespace under its final name: a veth end cannot
     /// be set up before its peer is registered.
     ///
     /// # Errors
@@ -102,8 +104,10 @@ impl Netlink {
         peer.attributes.push(LinkAttribute::NetNsFd(pair.peer_netns.as_raw_fd()));
 
         let mut host = LinkMessage::default();
-        host.header.flags = LinkFlags::Up;
-        host.header.change_mask = LinkFlags::Up;
+        if pair.host_up {
+            host.header.flags = LinkFlags::Up;
+            host.header.change_mask = LinkFlags::Up;
+        }
         host.attributes = end_attributes(pair.host_name, pair.mtu, pair.host_mac, pair.queues);
         host.attributes.push(LinkAttribute::Group(pair.host_group));
         host.attributes.push(LinkAttribute::LinkInfo(vec![

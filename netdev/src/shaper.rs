@@ -142,6 +142,7 @@ impl Netlink {
             host_mac: None,
             peer_mac: None,
             host_alias: None,
+            host_up: true,
             host_group: 0,
             queues: 1,
         })?;

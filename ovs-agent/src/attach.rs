@@ -5,6 +5,7 @@
 //! that may be done twice, so that one [`detach`] undoes an ADD that failed anywhere, serves DEL, and finishes what an
 //! agent that died has left.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use openvswitch::openflow::Mac;
 use tenon_cni::{
     Bandwidth, Cidr, Error, Interface, Ip, LimitChange, Mode, Request, Response, Route, Success, Verb, code,
 };
-use tenon_netdev::{AddressFlags, NetNs, Netlink, VethPair, checksum_offload_off};
+use tenon_netdev::{AddressFlags, NetNs, Netlink, VethPair, checksum_offload_off, sysctl};
 use tracing::{info, warn};
 
 use crate::attachment::{Attachment, AttachmentId};
@@ -222,7 +223,8 @@ async fn make_veth(node: &Node, pod: &PodEnd) -> Result<(), Error> {
     let make = |pod: PodEnd| {
         blocking(move || {
             let netns = NetNs::open(&pod.netns)?;
-            Netlink::open()?.create_veth(&VethPair {
+            let netlink = Netlink::open()?;
+            let veth = netlink.create_veth(&VethPair {
                 host_name: &pod.link,
                 peer_name: &pod.ifname,
                 peer_netns: &netns,
@@ -230,9 +232,18 @@ async fn make_veth(node: &Node, pod: &PodEnd) -> Result<(), Error> {
                 host_mac: None,
                 peer_mac: Some(pod.mac.0),
                 host_alias: None,
+                host_up: false,
                 host_group: 0,
                 queues: 1,
-            })
+            })?;
+            // With IPv6 the kernel would talk to the pod past the switch, and put three routes for each pod into tables
+            // that ovs-vswitchd reads again at every change. A kernel without IPv6 has no such setting.
+            let setting = format!("net/ipv6/conf/{}/disable_ipv6", pod.link);
+            match sysctl::write(&setting, "1") {
+                Err(tenon_netdev::Error::Sysctl { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                written => drop(written?),
+            }
+            netlink.set_up(veth.host_index)
         })
     };
     match make(pod.clone()).await {
@@ -310,14 +321,12 @@ async fn del(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
 /// Takes an attachment down, whatever there is of it: flows, port and record, link, address. Everything is tried; what
 /// Open vSwitch cannot do now, the keeper does when it is back.
 pub(crate) async fn detach(node: &Node, attachment: Attachment) {
-    let flows = node.commit(|state| {
+    // Nobody waits for the switch: what a later ADD puts into it comes after this, whatever is reused by then.
+    node.change(|state| {
         state.leaving.insert(attachment.id.clone(), attachment.clone());
         state.model.detach(&attachment.id)
     });
-    if let Err(error) = flows.installed().await {
-        warn!(attachment = %attachment.id, %error, "its flows go when the switch is back");
-    }
-    // Its flows are gone, so that no packet asks for the classes; and the port's number is still its own.
+    // While the port's number, and so the class, is still its own.
     let shapers = node.state().shapers();
     if let Ok(shapers) = shapers
         && attachment.bandwidth != Bandwidth::default()

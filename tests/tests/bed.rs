@@ -102,9 +102,13 @@ fn nothing_is_left_behind() -> Outcome {
     let process = std::fs::read_to_string(cluster.node(1).ovs().dir().join("ovs-vswitchd.pid"));
     ground::remove(&name);
     assert_eq!(namespaces(&name), 0);
-    let state = std::fs::read_to_string(format!("/proc/{}/stat", process.expect("a pid file").trim()));
-    // Killed, and a zombie until this process, its parent, asks after it.
-    assert!(state.is_ok_and(|state| state.contains(") Z ")));
+    let stat = format!("/proc/{}/stat", process.expect("a pid file").trim());
+    // Killed, which takes the kernel a moment, and a zombie until this process, its parent, asks after it.
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while !std::fs::read_to_string(&stat).is_ok_and(|state| state.contains(") Z ")) {
+        assert!(std::time::Instant::now() < deadline, "ovs-vswitchd was not killed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 

@@ -69,6 +69,7 @@ pub(crate) fn pair<'a>(host_name: &'a str, peer_name: &'a str, peer_netns: &'a N
         host_mac: None,
         peer_mac: None,
         host_alias: None,
+        host_up: true,
         host_group: 0,
         queues: 1,
     }

@@ -15,6 +15,7 @@ fn a_veth_pair_is_made_across_namespaces_as_asked() {
             host_mac: Some([2, 0, 0, 0, 0, 1]),
             peer_mac: Some([2, 0, 0, 0, 0, 2]),
             host_alias: Some("tenon: pod a/b"),
+            host_up: true,
             host_group: 7700,
             ..pair("veth-h", "eth0", &pod.netns)
         })
