@@ -114,6 +114,27 @@ impl LeaseBook {
         }
     }
 
+    /// Takes over everything that the store has at `revision`, each record as key, text and the revision of its last
+    /// write: what is not among it is gone, unless it was written later. Returns what does not parse, by key.
+    pub fn replace<'a>(
+        &mut self,
+        records: impl IntoIterator<Item = (&'a str, &'a [u8], i64)>,
+        revision: i64,
+    ) -> Vec<(String, LeaseError)> {
+        let mut gone: BTreeSet<IpAddr> = self.entries.keys().copied().collect();
+        let mut unreadable = Vec::new();
+        for (key, text, written) in records {
+            if let Ok(ip) = leased_address(key) {
+                gone.remove(&ip);
+            }
+            if let Err(error) = self.put(key, text, written) {
+                unreadable.push((key.to_owned(), error));
+            }
+        }
+        gone.into_iter().for_each(|ip| self.remove_address(ip, revision));
+        unreadable
+    }
+
     /// Takes over what the store has under the key that ends in `key`, written at `revision`.
     ///
     /// # Errors

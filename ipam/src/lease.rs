@@ -130,6 +130,11 @@ impl Lease {
         &self.extra
     }
 
+    /// Gives a field that this crate does not know a value, in the place of the one it had.
+    pub fn set_extra(&mut self, field: &str, value: impl Into<Value>) {
+        self.extra.insert(field.to_owned(), value.into());
+    }
+
     /// Who has the address, or had it, in words for people.
     pub fn holder(&self) -> String {
         if let Some(mac) = self.conflict {

@@ -6,8 +6,9 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::socket::Netlink;
 
 impl Netlink {
@@ -29,5 +30,21 @@ impl Netlink {
         let object = format_args!("{ip} on link {index}");
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         self.change("set neighbour", &object, RouteNetlinkMessage::NewNeighbour(message), flags)
+    }
+
+    /// Forgets a neighbour, also a permanent one; one that is not known, or whose link is gone, is fine.
+    pub fn delete_neighbour(&self, index: u32, ip: IpAddr) -> Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = match ip {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.ifindex = index;
+        message.attributes = vec![NeighbourAttribute::Destination(ip.into())];
+        let object = format_args!("{ip} on link {index}");
+        match self.change("forget neighbour", &object, RouteNetlinkMessage::DelNeighbour(message), 0) {
+            Err(Error::Refused { errno: Errno::ENOENT | Errno::ENODEV | Errno::ENXIO, .. }) => Ok(()),
+            other => other,
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The CNI verbs: ADD, DEL, CHECK, GC and STATUS of attachments to the overlay.
+//! The CNI verbs: ADD, DEL, CHECK, GC and STATUS of attachments to the overlay; what concerns macvlan goes on from here to
+//! [`macvlan`](crate::macvlan).
 //!
 //! ADD takes an address and a port, makes the veth pair straight in the pod's namespace, and then at once records the
 //! attachment in OVSDB (which adds the port), puts its flows in and configures the pod's end. Every step has an undo
@@ -22,6 +23,8 @@ use tracing::{info, warn};
 
 use crate::attachment::{Attachment, AttachmentId};
 use crate::bridge::BridgeError;
+use crate::macvlan::attach as macvlan;
+use crate::macvlan::check::check as check_macvlan;
 use crate::model::Object;
 use crate::node::{Node, State, Wish};
 use crate::tenants;
@@ -36,16 +39,20 @@ pub(crate) async fn handle(node: &Arc<Node>, request: Request) -> Response {
         Verb::Del => del(node, &request).await.into(),
         Verb::Check => check(node, &request).await.into(),
         Verb::Gc => gc(node, &request).await.into(),
-        Verb::Status => status(node).into(),
+        Verb::Status => status(node, &request).into(),
         Verb::Version => Response::Done,
     }
 }
 
-fn status(node: &Node) -> Result<(), Error> {
-    node.obstacle().map_or(Ok(()), |obstacle| Err(Error::not_available(obstacle)))
+fn status(node: &Node, request: &Request) -> Result<(), Error> {
+    let obstacle = match request.conf.mode {
+        Mode::Overlay => node.obstacle(),
+        Mode::Macvlan => node.macvlan.obstacle(),
+    };
+    obstacle.map_or(Ok(()), |obstacle| Err(Error::not_available(obstacle)))
 }
 
-fn id_of(request: &Request) -> AttachmentId {
+pub(crate) fn id_of(request: &Request) -> AttachmentId {
     AttachmentId {
         network: request.conf.name.clone(),
         container_id: request.arguments.container_id.clone(),
@@ -54,8 +61,8 @@ fn id_of(request: &Request) -> AttachmentId {
 }
 
 async fn add(node: &Arc<Node>, request: &Request) -> Result<Success, Error> {
-    if request.conf.mode != Mode::Overlay {
-        return Err(Error::invalid_config("mode: this agent has no macvlan segments; use \"overlay\""));
+    if request.conf.mode == Mode::Macvlan {
+        return macvlan::add(node, request).await;
     }
     if let Some(ipam) = &request.conf.ipam {
         return Err(Error::invalid_config(format!(
@@ -312,6 +319,9 @@ async fn del(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
             detach(node, attachment).await;
             info!(attachment = %id, "detached");
         }
+        None if request.conf.mode == Mode::Macvlan || macvlan::has(node, &id) => {
+            macvlan::del(node, request, &id).await?;
+        }
         // Also what an ADD that died with its agent has left, if it has.
         None => node.reaper.doom(id.link_name()),
     }
@@ -384,13 +394,16 @@ async fn gc(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
             info!(attachment = %id, "collected");
         }
     }
-    Ok(())
+    macvlan::gc(node, request).await
 }
 
 async fn check(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
     let id = id_of(request);
     let fault = |fault: String| Error::new(code::CHECK_FAILED, format!("{id}: {fault}"));
     let Some(attachment) = node.state().model.attachment(&id).cloned() else {
+        if request.conf.mode == Mode::Macvlan || macvlan::has(node, &id) {
+            return check_macvlan(node, request).await;
+        }
         return Err(Error::container_unknown(&id.container_id).with_details(format!("{id} is not attached")));
     };
     if let Some(netns) = &request.arguments.netns
@@ -473,7 +486,7 @@ fn inspect(
 }
 
 /// Runs what blocks on a thread that may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         // The task is never cancelled, so it has panicked: a defect, and the caller's to die of.
@@ -481,7 +494,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-fn netdev_error(error: tenon_netdev::Error) -> Error {
+pub(crate) fn netdev_error(error: tenon_netdev::Error) -> Error {
     match &error {
         tenon_netdev::Error::NetNsNotFound { .. } | tenon_netdev::Error::NotANetNs { .. } => {
             Error::invalid_environment("CNI_NETNS", error)

@@ -44,20 +44,26 @@ struct Wanted {
 }
 
 impl Shapers {
-    /// Makes both shapers, or puts right what differs; classes stay.
-    pub(crate) fn ensure(mtu: u32, datapath: Datapath) -> Result<Self, Error> {
+    /// Makes both shapers, or puts right what differs; classes stay. Returns also the names of the ends that are ports
+    /// of the bridge and were made anew: Open vSwitch goes on listening to links that are gone.
+    pub(crate) fn ensure(mtu: u32, datapath: Datapath) -> Result<(Self, Vec<String>), Error> {
         let (netlink, here) = (Netlink::open()?, NetNs::current()?);
         let waiting = match datapath {
             Datapath::System => Waiting::Packet,
             Datapath::Netdev => Waiting::Copy,
         };
-        let ensure = |port_name, turn_name| {
-            netlink.ensure_shaper(&here, &ShaperPair { port_name, turn_name, mtu, waiting })
+        let mut renewed = Vec::new();
+        let mut ensure = |port_name: &str, turn_name| {
+            let before = netlink.link_by_name(port_name)?.map(|link| link.index);
+            let shaper = netlink.ensure_shaper(&here, &ShaperPair { port_name, turn_name, mtu, waiting })?;
+            if before != Some(shaper.port_index) {
+                renewed.push(port_name.to_owned());
+            }
+            Ok::<_, Error>(shaper)
         };
-        Ok(Self {
-            egress: ensure(EGRESS_SHAPER_NAME, EGRESS_TURN_NAME)?,
-            ingress: ensure(INGRESS_SHAPER_NAME, INGRESS_TURN_NAME)?,
-        })
+        let egress = ensure(EGRESS_SHAPER_NAME, EGRESS_TURN_NAME)?;
+        let ingress = ensure(INGRESS_SHAPER_NAME, INGRESS_TURN_NAME)?;
+        Ok((Self { egress, ingress }, renewed))
     }
 
     /// Sets the limits that `bandwidth` has; a direction without one keeps what it has.

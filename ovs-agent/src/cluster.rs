@@ -36,8 +36,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The value of `/agents/<HostIP>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct AgentRecord {
-    host: String,
+pub(crate) struct AgentRecord {
+    pub(crate) host: String,
 }
 
 /// What etcd says, as far as this node needs it.
@@ -111,8 +111,8 @@ impl Follower {
                     () = tokio::time::sleep(RETRY), if view.is_some() && !placed => None,
                 };
                 match event {
-                    Some(Event::Snapshot { kvs, .. }) => {
-                        view = self.look(kvs);
+                    Some(Event::Snapshot { kvs, revision }) => {
+                        view = self.look(kvs, revision);
                         placed = false;
                     }
                     Some(Event::Changes { changes, .. }) => {
@@ -136,7 +136,7 @@ impl Follower {
     }
 
     /// Makes the view from everything there is.
-    fn look(&mut self, kvs: Vec<KeyValue>) -> Option<View> {
+    fn look(&mut self, kvs: Vec<KeyValue>, revision: i64) -> Option<View> {
         let config_key = self.keys.config();
         let Some(config) = kvs.iter().find(|kv| kv.key == config_key) else {
             self.not_ready(format!("{config_key} is not in etcd: the network has not been set up yet"));
@@ -156,6 +156,7 @@ impl Follower {
                 return None;
             }
         };
+        self.node.macvlan.replace(&self.keys, &cluster.name, network.clone(), &kvs, revision);
         self.stand_for_election(&cluster.name, &network);
         let mut view = View {
             cluster,
@@ -179,11 +180,10 @@ impl Follower {
             other.abort();
         }
         let task = controller::run(
-            self.node.store.clone(),
+            self.node.clone(),
             self.keys.clone(),
             network.clone(),
             name.to_owned(),
-            self.node.config.node.clone(),
             self.stop.clone(),
         );
         self.controller = Some((name.to_owned(), tokio::spawn(task)));
@@ -191,6 +191,7 @@ impl Follower {
 
     /// Takes in what has changed; all of it reaches the switch in one bundle.
     fn apply(&self, view: &mut View, changes: Vec<Change>) {
+        self.node.macvlan.take_in(&self.keys, &view.cluster.name, &changes);
         let mut tenants = false;
         let effects: Vec<Effect> =
             changes.iter().filter_map(|change| view.take(&self.keys, change)).collect();

@@ -3,6 +3,7 @@
 //! Every key may be left out; a key that is not known is an error that names it, because a misspelt key that is
 //! silently ignored is found at three in the morning.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ pub(crate) struct File {
     ovs: OvsSection,
     kubernetes: KubernetesSection,
     metrics: MetricsSection,
+    segments: BTreeMap<String, SegmentSection>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -61,6 +63,12 @@ struct MetricsSection {
     listen: Option<String>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct SegmentSection {
+    master: Option<String>,
+}
+
 /// What the agent runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -71,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) etcd: Etcd,
     pub(crate) ovs: Ovs,
     pub(crate) metrics: SocketAddr,
+    /// The interfaces that are segments' masters on this node, where the segments' records name others.
+    pub(crate) masters: BTreeMap<String, String>,
 }
 
 /// How to reach etcd.
@@ -202,6 +212,20 @@ impl Config {
         let listen = file.metrics.listen.unwrap_or_else(|| "127.0.0.1:9460".into());
         let metrics = listen.parse().map_err(|_| wrong("metrics.listen", &listen, "must be ADDRESS:PORT"))?;
 
+        let mut masters = BTreeMap::new();
+        for (segment, section) in file.segments {
+            let Some(master) = section.master else { continue };
+            if master.is_empty() || master.len() > 15 || master.contains(['/', ' ']) {
+                let named = format!("{segment}: {master}");
+                return Err(wrong(
+                    "segments.*.master",
+                    &named,
+                    "must be an interface name of 1 to 15 characters",
+                ));
+            }
+            masters.insert(segment, master);
+        }
+
         Ok(Self {
             node,
             ip,
@@ -222,6 +246,7 @@ impl Config {
                 datapath,
             },
             metrics,
+            masters,
         })
     }
 }
@@ -273,6 +298,8 @@ mod tests {
             ("[ovs]\nbridge = \"a-name-that-is-too-long\"", "15 characters"),
             ("[kubernetes]\nenabled = \"maybe\"", "maybe"),
             ("[metrics]\nlisten = \"9460\"", "metrics.listen"),
+            ("[segments.v1]\nmastre = \"eth1\"", "mastre"),
+            ("[segments.v1]\nmaster = \"eth 1\"", "v1: eth 1"),
             ("[node", "agent.toml"),
         ] {
             let error = parse(text).unwrap_err().to_string();

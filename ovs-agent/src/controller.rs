@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -19,20 +20,22 @@ use tenon_tenant::{Edit, Plan, Settled, Snapshot, Vni, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use crate::macvlan::tidy;
+use crate::node::Node;
+
 /// Writes of one transaction; etcd allows 128 operations and as many conditions (`--max-txn-ops`).
 const WRITES_PER_TRANSACTION: usize = 100;
 const RETRY: Duration = Duration::from_millis(200);
 
 /// Stands for election and answers edits while elected, until `stop`; then the next one is elected at once.
 pub(crate) async fn run(
-    store: Store,
+    node: Arc<Node>,
     keys: Keys,
     network: NetworkKeys,
     name: String,
-    identity: String,
     mut stop: watch::Receiver<bool>,
 ) {
-    let election = Election::new(&store, network.controller(), identity);
+    let election = Election::new(&node.store, network.controller(), node.config.node.clone());
     loop {
         let leadership = tokio::select! {
             leadership = election.campaign() => leadership,
@@ -41,7 +44,7 @@ pub(crate) async fn run(
         info!("elected controller");
         let lost = leadership.lost();
         let controller = Controller {
-            store: &store,
+            store: &node.store,
             keys: &keys,
             network: &network,
             name: &name,
@@ -50,6 +53,7 @@ pub(crate) async fn run(
         let stopped = tokio::select! {
             () = lost => false,
             () = controller.rule() => false,
+            () = tidy::run(&node, leadership.fence()) => false,
             _ = stop.wait_for(|stop| *stop) => true,
         };
         if !stopped {

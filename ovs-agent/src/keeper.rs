@@ -116,14 +116,23 @@ async fn keep_shapers(node: &Node, mtu: u32, datapath: Datapath) -> Result<Optio
     let made = tokio::task::spawn_blocking(move || Shapers::ensure(mtu, datapath))
         .await
         .map_err(|e| e.to_string())?;
-    let made = made.map_err(|error| error.to_string());
-    let mut state = node.state();
-    if let Err(error) = &made
-        && state.shapers.as_ref() != Some(&made)
+    let (made, renewed) = match made {
+        Ok((shapers, renewed)) => (Ok(shapers), renewed),
+        Err(error) => (Err(error.to_string()), Vec::new()),
+    };
     {
-        warn!(error, "pods' bandwidth cannot be limited");
+        let mut state = node.state();
+        if let Err(error) = &made
+            && state.shapers.as_ref() != Some(&made)
+        {
+            warn!(error, "pods' bandwidth cannot be limited");
+        }
+        state.shapers = Some(made.clone());
     }
-    state.shapers = Some(made.clone());
+    if !renewed.is_empty() {
+        // They are added again with the bridge's other ports.
+        node.bridge.remove(&renewed).await.map_err(|e| e.to_string())?;
+    }
     Ok(made.ok())
 }
 

@@ -9,6 +9,7 @@ mod config;
 mod controller;
 mod host;
 mod keeper;
+mod macvlan;
 mod metrics;
 mod model;
 mod node;
@@ -92,12 +93,14 @@ async fn run(flags: &Flags) -> Result<()> {
     let bridge = bridge::Bridge::new(ovsdb, config.ovs.clone());
     let reconciler =
         reconciler::Reconciler::start(config.ovs.rundir.join(format!("{}.mgmt", config.ovs.bridge)));
-    let node = node::Node::new(config, bridge, reconciler, reaper::Reaper::start()?, store);
+    let macvlan = macvlan::Macvlan::start(&config, underlay)?;
+    let node = node::Node::new(config, bridge, reconciler, reaper::Reaper::start()?, store, macvlan);
     keeper::recover(&node);
 
     let (stop, stopped) = watch::channel(false);
     let follower = tokio::spawn(cluster::follow(node.clone(), keys, underlay, stopped));
     tokio::spawn(keeper::run(node.clone()));
+    tokio::spawn(macvlan::upkeep::run(node.clone()));
     tokio::spawn(server::serve(node.clone(), listener));
     tokio::spawn(metrics::serve(node.clone(), metrics));
 

@@ -18,6 +18,7 @@ use crate::attachment::{Attachment, AttachmentId};
 use crate::bandwidth::Shapers;
 use crate::bridge::{Bridge, NODE_PORTS, NodePorts};
 use crate::config::{Config, Datapath};
+use crate::macvlan::Macvlan;
 use crate::model::{Changes, Model, NodeNetwork};
 use crate::pipeline::{self, POD_PORTS};
 use crate::reaper::Reaper;
@@ -33,6 +34,7 @@ pub(crate) struct Node {
     pub(crate) reconciler: Reconciler,
     pub(crate) reaper: Reaper,
     pub(crate) store: Store,
+    pub(crate) macvlan: Macvlan,
     state: Mutex<State>,
     /// Raised when a tenant appears or moves.
     pub(crate) tenants_changed: watch::Sender<()>,
@@ -105,6 +107,7 @@ impl Node {
         reconciler: Reconciler,
         reaper: Reaper,
         store: Store,
+        macvlan: Macvlan,
     ) -> Arc<Self> {
         Arc::new(Self {
             config,
@@ -112,6 +115,7 @@ impl Node {
             reconciler,
             reaper,
             store,
+            macvlan,
             state: Mutex::default(),
             tenants_changed: watch::Sender::new(()),
             keep: Notify::new(),
