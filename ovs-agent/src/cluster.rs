@@ -117,7 +117,7 @@ impl Follower {
                     }
                     Some(Event::Changes { changes, .. }) => {
                         let config = self.keys.config();
-                        if view.is_none() || changes.iter().any(|change| key_of(change) == config) {
+                        if view.is_none() || changes.iter().any(|change| change.key() == config) {
                             break;
                         }
                         if let Some(view) = &mut view {
@@ -384,7 +384,7 @@ enum Effect {
 impl View {
     /// Takes one change in.
     fn take(&mut self, keys: &Keys, change: &Change) -> Option<Effect> {
-        let key = key_of(change);
+        let key = change.key();
         let Some(Key::Of { network, record }) = keys.parse(key) else { return None };
         if network != self.cluster.name {
             return None;
@@ -456,12 +456,5 @@ impl View {
         let others =
             self.registered.iter().filter_map(|(ip, node)| Some((*ip, node.settled.as_ref()?.subnet)));
         others.filter(|(ip, subnet)| *ip != own_ip && *subnet != own_subnet).collect()
-    }
-}
-
-fn key_of(change: &Change) -> &str {
-    match change {
-        Change::Put(kv) => &kv.key,
-        Change::Deleted { key, .. } => key,
     }
 }

@@ -211,11 +211,11 @@ impl Controller<'_> {
             self.learn(memory, edit)?;
         }
         let latest: HashMap<String, usize> =
-            edits.iter().enumerate().map(|(place, edit)| (key_of(edit).to_owned(), place)).collect();
+            edits.iter().enumerate().map(|(place, edit)| (edit.key().to_owned(), place)).collect();
         let mut batch = Batch::default();
         for (place, edit) in edits.iter().enumerate() {
             // etcd may deliver several revisions of a key together; the last one is what stands in the store.
-            if latest.get(key_of(edit)) == Some(&place) {
+            if latest.get(edit.key()) == Some(&place) {
                 self.plan(memory, edit, &mut batch);
             }
             if batch.writes.len() >= WRITES_PER_TRANSACTION - 4 {
@@ -227,7 +227,7 @@ impl Controller<'_> {
 
     /// Takes in what others write besides records.
     fn learn(&self, memory: &mut Memory, edit: &Change) -> Result<(), Reread> {
-        match self.key(key_of(edit)) {
+        match self.key(edit.key()) {
             Some(OurKey::Config) => return Err(Reread::Reconfigured),
             Some(OurKey::Of(Record::SettledSubnet(ip))) => {
                 let (revision, value) = match edit {
@@ -255,7 +255,7 @@ impl Controller<'_> {
             Change::Put(kv) => (Edit::Put(&kv.value), kv.mod_revision),
             Change::Deleted { .. } => (Edit::Deleted, 0),
         };
-        let key = key_of(edit).to_owned();
+        let key = edit.key().to_owned();
         let condition = Compare::ModRevision(key.clone(), revision);
         match self.key(&key) {
             Some(OurKey::Of(Record::Tenant(tenant))) => {
@@ -338,13 +338,6 @@ impl Controller<'_> {
             Key::Of { network, record } if network == self.name => Some(OurKey::Of(record)),
             Key::Of { .. } => None,
         }
-    }
-}
-
-fn key_of(edit: &Change) -> &str {
-    match edit {
-        Change::Put(kv) => &kv.key,
-        Change::Deleted { key, .. } => key,
     }
 }
 

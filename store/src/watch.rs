@@ -57,6 +57,16 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The key that was written or deleted.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(kv) => &kv.key,
+            Self::Deleted { key, .. } => key,
+        }
+    }
+}
+
 /// How a [`Watch`] is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchStatus {
