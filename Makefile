@@ -25,7 +25,7 @@ check:
 	cargo fmt --all -- --check
 	tests/crate-direction
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p tenon-netdev --test uml -- -D warnings
+	cargo clippy -p tenon-netdev --test uml -p tenon-tests --test vlan -- -D warnings
 
 # Unit tests and end-to-end tests, on the userspace datapath.
 unit-and-e2e:

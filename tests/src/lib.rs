@@ -20,12 +20,15 @@ pub mod error;
 pub mod etcd;
 pub mod frames;
 pub mod ground;
+pub mod iperf;
+pub mod limits;
 pub mod matrix;
 pub mod netns;
 pub mod node;
 pub mod ovs;
 pub mod pod;
 pub mod probe;
+pub mod segment;
 pub mod stream;
 pub mod underlay;
 

@@ -232,9 +232,17 @@ impl Node {
 
     /// The same with another name or address in agent.toml than the machine has.
     pub fn launch_agent_as(&self, name: &str, address: Ipv4Addr) -> Outcome {
+        self.launch(&self.config(name, address))
+    }
+
+    /// The same with further sections in agent.toml.
+    pub fn launch_agent_with(&self, sections: &str) -> Outcome {
+        self.launch(&format!("{}\n{sections}", self.config(&self.name, self.address)))
+    }
+
+    fn launch(&self, config: &str) -> Outcome {
         let file = self.dir.join("agent.toml");
-        fs::write(&file, self.config(name, address))
-            .map_err(|e| BedError::system(format!("write {}", file.display()), e))?;
+        fs::write(&file, config).map_err(|e| BedError::system(format!("write {}", file.display()), e))?;
         let agent = Tool::new(binary("tenon-agent")?)
             .inside(self.netns.path())
             .args(["--config", &file.display().to_string()])

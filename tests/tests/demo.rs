@@ -19,7 +19,13 @@ fn demo_shows_every_action_and_cleans_up() -> Outcome {
     for action in ["join", "isolate", "global"] {
         assert!(text.contains(&format!("\"Action\":\"{action}\"")), "{text}");
     }
-    assert_eq!(text.matches("$ ETCDCTL_API=3 etcdctl").count(), 3, "{text}");
+    assert_eq!(
+        text.matches("$ ETCDCTL_API=3 etcdctl").count(),
+        3 + 2,
+        "three actions and two segments:\n{text}"
+    );
+    assert!(text.contains("has 10.100.0.50 and 52:54:00:12:34:56"), "{text}");
+    assert_eq!(text.matches("): yes").count(), 2, "host access on two segments:\n{text}");
     assert_eq!(text.matches("shop-1 ").count(), 2 * 4 + 1, "four tables and one ADD:\n{text}");
     assert_eq!(clusters_of(pid), 0);
     Ok(())

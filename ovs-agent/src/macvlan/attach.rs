@@ -87,7 +87,7 @@ struct Base {
 }
 
 impl Base {
-    fn pod_end(&self, node: &Node) -> PodEnd {
+    fn pod_end(&self) -> PodEnd {
         PodEnd {
             netns: self.netns.clone(),
             ifname: self.id.ifname.clone(),
@@ -99,7 +99,6 @@ impl Base {
             routes: Vec::new(),
             probe: Duration::from_millis(self.segment.probe_ms.into()),
             host: Vec::new(),
-            without_offload: node.needs_checksums(),
         }
     }
 }
@@ -153,7 +152,7 @@ async fn add_leased(node: &Arc<Node>, request: &Request, base: &Base) -> Result<
             .filter(|_| wanted.mac_of_master.is_none()),
         addresses: networks(&base.segment, &leases),
         routes: base.segment.routes().into_iter().map(|route| (route.dst, route.gw)).collect(),
-        ..base.pod_end(node)
+        ..base.pod_end()
     };
     match make(node, base, end.clone()).await {
         Ok(link) => Ok(success(base, &end, &link, request)),
@@ -227,7 +226,7 @@ async fn add_delegated(node: &Arc<Node>, request: &Request, base: &Base) -> Resu
             mac: mac.filter(|_| base.segment.mode != Mode::Passthru),
             addresses: addresses.collect(),
             routes: routes.collect(),
-            ..base.pod_end(node)
+            ..base.pod_end()
         };
         let link = make(node, base, end.clone()).await.map_err(|trouble| match trouble {
             Trouble::Netdev(error) => netdev_error(error),
@@ -405,10 +404,11 @@ async fn remove_interface(node: &Arc<Node>, id: &AttachmentId, netns: Option<Pat
         if let Err(error) = links.shut_out(&pods) {
             warn!(%error, "the host keeps routes to a pod that goes");
         }
-        netns.map_or(Ok(None), |netns| pod::silence(&netns, &ifname))
+        let macs: Vec<_> = pods.iter().map(|pod| pod.mac).collect();
+        netns.map_or(Ok(None), |netns| pod::silence(&netns, &ifname, &macs))
     });
     match silenced.await {
-        Ok(Some(netns)) => node.macvlan.reaper.doom(netns, id.ifname.clone()),
+        Ok(Some((netns, index))) => node.macvlan.reaper.doom(netns, index),
         Ok(None) => {}
         Err(error) => {
             warn!(attachment = %id, %error, "cannot delete a pod's interface; it goes with the pod's namespace")

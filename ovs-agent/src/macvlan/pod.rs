@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use tenon_netdev::{
     AddressFlags, AddressProbe, Announcement, Conflict, Error, Link, Macvlan, MacvlanMode, NetNs, Netlink,
-    Route, RouteFilter, checksum_offload_off, sysctl,
+    Route, RouteFilter, sysctl,
 };
 
 /// How long the MAC address of a pod that is just being deleted may be in the way of the next one: the kernel takes a
@@ -36,7 +36,6 @@ pub(super) struct PodEnd {
     pub(super) probe: Duration,
     /// The host, if it shall be reached: its addresses and the MAC address of its own macvlan.
     pub(super) host: Vec<(IpAddr, [u8; 6])>,
-    pub(super) without_offload: bool,
 }
 
 /// Why there is no interface; none is left behind.
@@ -92,9 +91,6 @@ impl PodEnd {
 
     /// In the pod's namespace.
     fn configure(&self, pod: &Netlink, link: &Link) -> Result<(), Trouble> {
-        if self.without_offload {
-            checksum_offload_off(&self.ifname)?;
-        }
         let ips: Vec<IpAddr> = self.addresses.iter().map(IpNet::addr).collect();
         if ips.iter().any(IpAddr::is_ipv6) {
             sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", self.ifname), "0")?;
@@ -172,28 +168,21 @@ pub(super) fn has_link(netns: &Path, ifname: &str) -> Result<bool, Error> {
     Ok(Netlink::open_in(&NetNs::open(netns)?)?.link_by_name(ifname)?.is_some())
 }
 
-/// Takes the addresses from a pod's macvlan, so that it answers for them no more, and returns the handle by which it is
-/// to be deleted. `None`: there is none.
-pub(super) fn silence(netns: &Path, ifname: &str) -> Result<Option<NetNs>, Error> {
+/// Takes the addresses from a pod's macvlan, so that it answers for them no more, and returns its namespace and index, by
+/// which it is to be deleted. `None`: there is none with one of these MAC addresses. One with another belongs to a pod
+/// that came later, under the same path.
+pub(super) fn silence(netns: &Path, ifname: &str, macs: &[[u8; 6]]) -> Result<Option<(NetNs, u32)>, Error> {
     let netns = match NetNs::open(netns) {
         Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => return Ok(None),
         opened => opened?,
     };
     let pod = Netlink::open_in(&netns)?;
-    let Some(link) = pod.link_by_name(ifname)?.filter(is_macvlan) else { return Ok(None) };
+    let is_its_own = |link: &Link| is_macvlan(link) && link.mac.is_some_and(|mac| macs.contains(&mac));
+    let Some(link) = pod.link_by_name(ifname)?.filter(is_its_own) else { return Ok(None) };
     for address in pod.addresses(link.index)? {
         pod.delete_address(link.index, address.address)?;
     }
-    Ok(Some(netns))
-}
-
-/// Deletes a pod's macvlan.
-pub(super) fn delete(netns: &NetNs, ifname: &str) -> Result<(), Error> {
-    let pod = Netlink::open_in(netns)?;
-    match pod.link_by_name(ifname)?.filter(is_macvlan) {
-        Some(link) => pod.delete_link(link.index),
-        None => Ok(()),
-    }
+    Ok(Some((netns, link.index)))
 }
 
 /// What a pod's interface must be for CHECK.

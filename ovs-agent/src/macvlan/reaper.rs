@@ -6,16 +6,14 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tenon_netdev::NetNs;
+use tenon_netdev::{NetNs, Netlink};
 use tokio::sync::watch;
 use tracing::warn;
-
-use super::pod;
 
 /// A handle on the thread.
 #[derive(Debug)]
 pub(super) struct Reaper {
-    doomed: mpsc::Sender<(NetNs, String)>,
+    doomed: mpsc::Sender<(NetNs, u32)>,
     /// How many have been handed over and not been deleted.
     waiting: watch::Sender<usize>,
 }
@@ -23,13 +21,14 @@ pub(super) struct Reaper {
 impl Reaper {
     /// Starts the thread.
     pub(super) fn start() -> std::io::Result<Self> {
-        let (doomed, inbox) = mpsc::channel::<(NetNs, String)>();
+        let (doomed, inbox) = mpsc::channel::<(NetNs, u32)>();
         let waiting = watch::Sender::new(0);
         let counter = waiting.clone();
         std::thread::Builder::new().name("pod-reaper".into()).spawn(move || {
-            for (netns, ifname) in inbox {
-                if let Err(error) = pod::delete(&netns, &ifname) {
-                    warn!(%error, ifname, netns = %netns.path().display(), "cannot delete a pod's interface; it goes with the pod's namespace");
+            for (netns, index) in inbox {
+                let deleted = Netlink::open_in(&netns).and_then(|pod| pod.delete_link(index));
+                if let Err(error) = deleted {
+                    warn!(%error, index, netns = %netns.path().display(), "cannot delete a pod's interface; it goes with the pod's namespace");
                 }
                 // The handle would keep the namespace alive.
                 drop(netns);
@@ -39,11 +38,11 @@ impl Reaper {
         Ok(Self { doomed, waiting })
     }
 
-    /// Has the macvlan of this name in a pod's namespace deleted soon.
-    pub(super) fn doom(&self, netns: NetNs, ifname: String) {
+    /// Has the link of this index in a pod's namespace deleted soon.
+    pub(super) fn doom(&self, netns: NetNs, index: u32) {
         self.waiting.send_modify(|waiting| *waiting += 1);
         // The thread lives as long as any handle.
-        let _ = self.doomed.send((netns, ifname));
+        let _ = self.doomed.send((netns, index));
     }
 
     /// Waits, not for ever, until everything handed over so far has been deleted.

@@ -1,19 +1,28 @@
-//! The demo: a three-node cluster in namespaces, pods of three tenants, and what an administrator types.
+//! The demo: a three-node cluster in namespaces, pods of three tenants, pods on physical segments, and what an
+//! administrator types.
 
 use std::{env, process::ExitCode};
 
+use serde_json::json;
 use tenon_tests::{
     BedError, Cluster, Outcome, Plan,
     command::Tool,
-    etcd::{Etcd, PREFIX},
+    etcd::{Etcd, NETWORK, PREFIX},
     ground,
     matrix::{Matrix, Place},
+    netns::Netns,
     pod::Pod,
+    probe,
+    segment::{self, Switch},
 };
 
 const TENANTS: [&str; 3] = ["shop", "bank", "tools"];
 const PODS: [(&str, usize); 6] =
     [("shop-1", 1), ("shop-2", 2), ("bank-1", 2), ("bank-2", 3), ("tools-1", 3), ("tools-2", 1)];
+/// The segments: name, the nodes' link on it, and the beginning of its addresses.
+const SEGMENTS: [(&str, &str, &str); 2] = [("floor", "eth1", "10.100.0"), ("vault", "eth2", "10.101.0")];
+/// A machine that has left the floor and whose service is now a pod: its address and MAC address.
+const MOVED: (&str, &str) = ("10.100.0.50", "52:54:00:12:34:56");
 
 fn main() -> ExitCode {
     let argument = env::args().nth(1);
@@ -54,7 +63,12 @@ fn show(keep: bool) -> Outcome {
     if shown.is_err() {
         cluster.ground.fail();
     }
-    let pods = shown?;
+    let mut pods = shown?;
+    let physical = on_segments(&cluster, &mut pods);
+    if physical.is_err() {
+        cluster.ground.fail();
+    }
+    let _physical = physical?;
     if keep {
         cluster.ground.keep()?;
         explain(&cluster, &pods)?;
@@ -111,18 +125,85 @@ fn table(places: &[Place], rule: impl Fn(&str, &str) -> bool) -> Outcome {
     Ok(())
 }
 
+/// Pods of the mode macvlan on two physical segments, with a machine that is no pod on each.
+fn on_segments(cluster: &Cluster, pods: &mut Vec<Pod>) -> Result<(Vec<Switch>, Vec<Netns>), BedError> {
+    println!("Two physical segments, each with a switch, a link on every node and a virtual machine:");
+    let (mut switches, mut machines, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, master, net) in SEGMENTS {
+        let switch = Switch::create(cluster, name, master)?;
+        let address = format!("{net}.1");
+        let machine = switch.machine(&format!("{name}-vm"), &[&format!("{address}/24")])?;
+        places.push(Place {
+            name: format!("{name}-vm"),
+            netns: machine.path(),
+            address: address.parse().map_err(|_| BedError::answer("the machine's address", &address))?,
+        });
+        let changes = json!({
+            "Master": master, "Subnet": format!("{net}.0/24"), "Gateway": address,
+            "RangeStart": "", "RangeEnd": "", "ProbeMs": 100,
+        });
+        etcdctl_put(
+            cluster,
+            &format!("/{NETWORK}/segments/{name}"),
+            &segment::record(name, &changes).to_string(),
+        )?;
+        switches.push(switch);
+        machines.push(machine);
+    }
+    let (ip, mac) = MOVED;
+    for (segment, number, moved) in
+        [("floor", 1, false), ("floor", 2, true), ("vault", 1, false), ("vault", 3, false)]
+    {
+        let node = cluster.node(number);
+        let mut pod = node.segment_sandbox(segment, "shop", &format!("{segment}-{number}"))?;
+        if moved {
+            pod.cni = pod.cni.with("runtimeConfig", json!({"ips": [ip], "mac": mac}));
+        }
+        pod.add()?;
+        let told = if moved { ", those of the machine that it replaces" } else { "" };
+        println!(
+            "  tenon ADD: pod {} on {} has {} and {}{told}",
+            pod.attachment.pod,
+            node.name(),
+            pod.address()?,
+            pod.result_mac()?
+        );
+        places.push(pod.place()?);
+        pods.push(pod);
+    }
+    println!("\nPods and machines of one segment reach each other, on every node:");
+    table(&places, |from, to| from == to)?;
+    println!("A node and its own pods on a segment reach each other, both ways:");
+    for pod in pods.iter().filter(|pod| pod.attachment.pod.ends_with("-1") && pod.cni.network != "tenon") {
+        let (node, address) = (cluster.node(1), pod.address()?);
+        let std::net::IpAddr::V4(source) = node.source_towards(address.into())? else { continue };
+        let there = probe::ping(&node.netns().path(), address)?;
+        let back = probe::ping(&pod.netns().path(), source)?;
+        if !(there && back) {
+            let seen = format!("there: {there}, back: {back}");
+            return Err(BedError::answer(format!("{source} and {address}"), seen));
+        }
+        println!("  {} ({source}) and {} ({address}): yes", node.name(), pod.attachment.pod);
+    }
+    println!();
+    Ok((switches, machines))
+}
+
 /// Prints and runs the very command that an administrator types.
 fn admin(cluster: &Cluster, tenant: &str, action: &str, other: &str) -> Outcome {
     let record = cluster.etcd.action_record(tenant, action, other)?;
-    let command = format!(
-        "ETCDCTL_API=3 etcdctl --endpoints={} put {PREFIX}{} '{record}'",
-        cluster.etcd.endpoints().join(","),
-        Etcd::tenant_key(tenant)
-    );
-    println!("$ {command}");
-    Tool::new("sh").inside(cluster.underlay.netns().path()).args(["-c", &command]).run()?;
+    etcdctl_put(cluster, &Etcd::tenant_key(tenant), &record)?;
     println!("  etcd now holds {}", cluster.etcd.settled(tenant)?);
     Ok(())
+}
+
+fn etcdctl_put(cluster: &Cluster, key: &str, value: &str) -> Outcome {
+    let command = format!(
+        "ETCDCTL_API=3 etcdctl --endpoints={} put {PREFIX}{key} '{value}'",
+        cluster.etcd.endpoints().join(",")
+    );
+    println!("$ {command}");
+    Tool::new("sh").inside(cluster.underlay.netns().path()).args(["-c", &command]).run().map(|_| ())
 }
 
 fn explain(cluster: &Cluster, pods: &[Pod]) -> Outcome {

@@ -19,17 +19,17 @@ use crate::{
 };
 
 /// Pods that one way attaches before it is the next one's turn.
-const BLOCK: usize = 12;
+pub(crate) const BLOCK: usize = 12;
 /// Every round takes all ways through a block of ADDs, then through one of DELs.
 const ROUNDS: usize = 20;
 /// Pods of a batch when pods per second are measured.
-const BATCH: usize = 64;
-const BATCH_ROUNDS: usize = 5;
+pub(crate) const BATCH: usize = 64;
+pub(crate) const BATCH_ROUNDS: usize = 5;
 /// ADDs under way at a time in the faster of the two.
-const AT_A_TIME: usize = 16;
+pub(crate) const AT_A_TIME: usize = 16;
 /// What a kernel takes to be done with links that have vanished, so that one way's work does not fall into the
 /// next one's time.
-const SETTLING: Duration = Duration::from_millis(50);
+pub(crate) const SETTLING: Duration = Duration::from_millis(50);
 
 /// A way with its name and what was measured of it.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Sandboxes {
     }
 
     /// New pods in the namespaces, at most `count`.
-    fn pods(&self, tenant: &str, count: usize) -> Vec<Attachment> {
+    pub(crate) fn pods(&self, tenant: &str, count: usize) -> Vec<Attachment> {
         let pod = |netns: &Netns| Attachment {
             container: container_id(),
             netns: Some(netns.path()),
@@ -70,7 +70,7 @@ impl Sandboxes {
     }
 
     /// Waits until none of the first `count` pods' interfaces is left and the kernel has done with them.
-    fn settle(&self, count: usize) -> Outcome {
+    pub(crate) fn settle(&self, count: usize) -> Outcome {
         for netns in self.0.iter().take(count) {
             until("the end of the pods' interfaces", Duration::from_secs(10), || {
                 match netns.ip(&["-o", "link"]).map_err(|e| e.to_string())? {
@@ -85,7 +85,7 @@ impl Sandboxes {
 }
 
 /// One call for each pod, so many at a time; the time of each and that of all.
-fn calls(
+pub(crate) fn calls(
     way: &Way,
     verb: Verb,
     pods: &[Attachment],

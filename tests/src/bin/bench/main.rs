@@ -2,23 +2,26 @@
 //! has reached every node, and what the programs weigh.
 //!
 //! All figures come from one run on one machine and are to be read beside each other; alone they say more about the
-//! machine. A goal that is missed is printed and fails nothing.
+//! machine. A goal that is missed is printed and fails nothing. With the argument `macvlan` only that mode is measured,
+//! with `bandwidth` the limits, which nothing else measures.
 
+mod bandwidth;
 mod figures;
 mod footprint;
 mod gateway;
 mod join;
 mod latency;
+mod macvlan;
 mod way;
 
-use std::{fs, process::ExitCode, time::Instant};
+use std::{env, fs, process::ExitCode, time::Instant};
 
-use tenon_tests::{BedError, Cluster, Outcome, Plan, ground, pod::Pod};
+use tenon_tests::{BedError, Cluster, Outcome, Plan, datapath::Datapath, ground, pod::Pod};
 
 use gateway::Gateway;
 use join::Moves;
 use latency::{Lane, Lanes, Sandboxes};
-use way::{Ancestor, Bridge, Way};
+use way::{Ancestor, Reference, Way};
 
 /// Pods on the node that is called full.
 const PODS: usize = 250;
@@ -44,12 +47,21 @@ fn run() -> Outcome {
     let begin = Instant::now();
     let load = || fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load_before = load();
-    let cluster = Cluster::start(&Plan::nodes(3))?;
-    measure(&cluster).inspect_err(|_| cluster.ground.fail())?;
+    if env::args().nth(1).as_deref() == Some("bandwidth") {
+        bandwidth::run()?;
+        println!("\nload average before {}, after {}", load_before.trim(), load().trim());
+        return Ok(());
+    }
+    let only_macvlan = env::args().nth(1).as_deref() == Some("macvlan");
+    if !only_macvlan {
+        let cluster = Cluster::start(&Plan::nodes(3))?;
+        measure(&cluster).inspect_err(|_| cluster.ground.fail())?;
+    }
+    macvlan::measure()?;
     println!(
         "\n{} s on the {} datapath; load average before {}, after {}",
         begin.elapsed().as_secs(),
-        cluster.datapath.name(),
+        Datapath::from_env()?.name(),
         load_before.trim(),
         load().trim()
     );
@@ -70,7 +82,7 @@ fn measure(cluster: &Cluster) -> Outcome {
     let mut lanes = Lanes {
         tenon: Lane::new("tenon", Way::Tenon(empty.cni()?)),
         tenon_full: Lane::new("tenon, 250 pods there", Way::Tenon(full.cni()?)),
-        bridge: Lane::new("bridge + host-local", Way::Bridge(Bridge::new(cluster)?)),
+        bridge: Lane::new("bridge + host-local", Way::Reference(Reference::bridge(cluster)?)),
         ancestor: Lane::new("the ancestor's script", Way::Ancestor(Box::new(Ancestor::new(cluster)?))),
     };
     lanes.one_at_a_time(&sandboxes, tenant)?;

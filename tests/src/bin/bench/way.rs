@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tenon_tests::{
     BedError, Cluster,
     cni::{Attachment, Cni},
@@ -27,7 +27,7 @@ pub(crate) enum Verb {
 #[derive(Debug)]
 pub(crate) enum Way {
     Tenon(Cni),
-    Bridge(Bridge),
+    Reference(Reference),
     Ancestor(Box<Ancestor>),
 }
 
@@ -36,7 +36,7 @@ impl Way {
     pub(crate) fn tool(&self, verb: Verb, pod: &Attachment) -> Tool {
         match self {
             Self::Tenon(cni) => cni.tool(verb.name(), Some(pod), &cni.config().to_string()),
-            Self::Bridge(bridge) => bridge.tool(verb, pod),
+            Self::Reference(reference) => reference.tool(verb, pod),
             Self::Ancestor(ancestor) => ancestor.tool(verb, pod),
         }
     }
@@ -51,30 +51,43 @@ impl Verb {
     }
 }
 
-/// The plugins `bridge` and `host-local` of the CNI project, in a namespace of their own.
+/// A plugin of the CNI project with its `host-local`, in a namespace of its own.
 #[derive(Debug)]
-pub(crate) struct Bridge {
+pub(crate) struct Reference {
+    plugin: &'static str,
     config: String,
     netns: Netns,
 }
 
-impl Bridge {
-    pub(crate) fn new(cluster: &Cluster) -> Result<Self, BedError> {
+impl Reference {
+    /// `bridge`.
+    pub(crate) fn bridge(cluster: &Cluster) -> Result<Self, BedError> {
+        let keys = json!({"bridge": "cni0", "isGateway": true, "isDefaultGateway": true});
+        let netns = Netns::create(&cluster.ground, "bridge")?;
+        Ok(Self::new("bridge", cluster, netns, keys))
+    }
+
+    /// `macvlan` on a link of the namespace.
+    pub(crate) fn macvlan(cluster: &Cluster, netns: Netns, master: &str) -> Self {
+        Self::new("macvlan", cluster, netns, json!({"master": master, "mode": "bridge"}))
+    }
+
+    fn new(plugin: &'static str, cluster: &Cluster, netns: Netns, keys: Value) -> Self {
         let leases = cluster.ground.dir().join("host-local");
-        let config = json!({
+        let mut config = json!({
             "cniVersion": "1.0.0",
             "name": "bench",
-            "type": "bridge",
-            "bridge": "cni0",
-            "isGateway": true,
-            "isDefaultGateway": true,
+            "type": plugin,
             "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]], "dataDir": leases },
         });
-        Ok(Self { config: config.to_string(), netns: Netns::create(&cluster.ground, "bridge")? })
+        if let (Some(fields), Value::Object(keys)) = (config.as_object_mut(), keys) {
+            fields.extend(keys);
+        }
+        Self { plugin, config: config.to_string(), netns }
     }
 
     fn tool(&self, verb: Verb, pod: &Attachment) -> Tool {
-        Tool::new(format!("{REFERENCE_PLUGINS}/bridge"))
+        Tool::new(format!("{REFERENCE_PLUGINS}/{}", self.plugin))
             .inside(self.netns.path())
             .clear_env()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")

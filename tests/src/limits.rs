@@ -1,0 +1,177 @@
+//! Bandwidth limits from outside: as a kubelet asks for them, as the agent's socket changes them, and what `tc` says
+//! there is.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    command::{Tool, until},
+    datapath::patience,
+    error::{BedError, Outcome},
+    iperf::Received,
+    node::{Node, Traces},
+    pod::Pod,
+};
+
+/// The link whose queues hold what pods send.
+pub const EGRESS_TURN: &str = "tenon-eg1";
+/// The link whose queues hold what pods receive.
+pub const INGRESS_TURN: &str = "tenon-in1";
+
+/// `runtimeConfig.bandwidth` as a kubelet 1.36 with containerd sends it, in bits per second; 0 is no limit. The burst
+/// stands for "none given".
+pub fn as_kubelet(ingress: u64, egress: u64) -> Value {
+    let burst = |rate| if rate > 0 { u64::from(u32::MAX) } else { 0 };
+    json!({
+        "IngressRate": ingress, "IngressBurst": burst(ingress),
+        "EgressRate": egress, "EgressBurst": burst(egress),
+    })
+}
+
+/// How much of a limit was used, at the most and by a program.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// At any time from the beginning on, over a second or more, in the limit's own measure: what is above IP.
+    pub peak: f64,
+    /// What iperf3 received in its first second.
+    pub first_second: f64,
+    /// What iperf3 received in all.
+    pub all: f64,
+}
+
+/// Fails if more came than a limit in bits per second lets through, whatever else the machine does, or clearly less.
+pub fn require_limit(what: &str, limit: u64, received: &Received) -> Share {
+    // A limit counts what is above IP in the largest frames that the overlay's MTU allows, 1450 bytes.
+    const FRAME_PER_PAYLOAD: f64 = 1464.0 / 1430.0;
+    let limit = limit as f64;
+    let share = Share {
+        peak: received.peak_on_wire / FRAME_PER_PAYLOAD / limit,
+        first_second: received.rate(..1) / limit,
+        all: received.rate(..) / limit,
+    };
+    eprintln!("{what}: {share:.3?}; {:.1} % lost", received.lost_percent);
+    assert!(share.peak <= 1.05, "{what}: {share:.3?} of the limit");
+    assert!(share.all >= least(), "{what}: {share:.3?} of the limit");
+    share
+}
+
+/// What a busy machine leaves of a limit: what the kernel comes too late for is gone. One that calls for patience comes
+/// late often.
+fn least() -> f64 {
+    if patience(Duration::from_secs(1)) > Duration::from_secs(1) { 0.25 } else { 0.8 }
+}
+
+impl Node {
+    /// Makes a pod that the kubelet asks to limit, and attaches it.
+    pub fn limited_pod(&self, tenant: &str, name: &str, ingress: u64, egress: u64) -> Result<Pod, BedError> {
+        let mut pod = self.sandbox(tenant, name)?;
+        pod.cni = pod.cni.with("runtimeConfig", json!({"bandwidth": as_kubelet(ingress, egress)}));
+        pod.add()?;
+        Ok(pod)
+    }
+
+    /// Changes a running pod's limits by the agent's socket and returns its error code, if it has one. `bandwidth` is
+    /// as in the network configuration.
+    pub fn change_limits(
+        &self,
+        tenant: &str,
+        pod: &str,
+        bandwidth: &Value,
+    ) -> Result<Result<(), u64>, BedError> {
+        let call = json!({
+            "protocol": 1,
+            "limit": { "namespace": tenant, "pod": pod, "bandwidth": bandwidth },
+        });
+        let system = |e| BedError::system(format!("change limits on {}", self.name()), e);
+        let answer = self.exchange(call.to_string().as_bytes()).map_err(system)?;
+        let answer: Value = serde_json::from_slice(&answer)
+            .map_err(|_| BedError::answer("change limits", String::from_utf8_lossy(&answer).into_owned()))?;
+        match answer.get("error") {
+            None => Ok(Ok(())),
+            Some(error) => match error.get("code").and_then(Value::as_u64) {
+                Some(code) => Ok(Err(code)),
+                None => Err(BedError::answer("change limits", answer.to_string())),
+            },
+        }
+    }
+
+    /// Sends the agent a frame (the length in four bytes, big-endian, and that many of JSON) and reads its answer.
+    fn exchange(&self, body: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(patience(Duration::from_secs(10))))?;
+        let length = u32::try_from(body.len()).map_err(std::io::Error::other)?;
+        stream.write_all(&length.to_be_bytes())?;
+        stream.write_all(body)?;
+        let mut header = [0; 4];
+        stream.read_exact(&mut header)?;
+        let mut answer = Vec::new();
+        stream.take(u32::from_be_bytes(header).into()).read_to_end(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// `tc ARGS` in the node's namespace.
+    pub fn tc(&self, args: &[&str]) -> Result<String, BedError> {
+        Tool::new("tc").inside(self.netns().path()).args(args).run()
+    }
+
+    /// The classes of a shaper that pods have, in the handle's hexadecimal digits.
+    pub fn classes(&self, turn: &str) -> Result<Vec<String>, BedError> {
+        let text = self.tc(&["class", "show", "dev", turn])?;
+        let class = |line: &str| Some(line.strip_prefix("class htb ")?.split(' ').next()?.to_owned());
+        let mut classes: Vec<String> = text.lines().filter_map(class).collect();
+        classes.sort_unstable();
+        Ok(classes)
+    }
+
+    /// All queues, classes and filters on the node without counters, and what else pods leave.
+    pub fn limit_traces(&self) -> Result<(Traces, Vec<String>), BedError> {
+        let mut queues = Vec::new();
+        let mut add = |text: String| queues.extend(text.lines().filter_map(lasting));
+        add(self.tc(&["qdisc", "show"])?);
+        for turn in [EGRESS_TURN, INGRESS_TURN] {
+            add(self.tc(&["class", "show", "dev", turn])?);
+            add(self.tc(&["filter", "show", "dev", turn])?);
+            add(self.tc(&["filter", "show", "dev", turn, "ingress"])?);
+        }
+        queues.sort_unstable();
+        Ok((self.traces()?, queues))
+    }
+
+    /// Waits until the node is as it was, its queues included.
+    pub fn wait_for_limit_traces(&self, (before, queues): &(Traces, Vec<String>)) -> Outcome {
+        self.wait_for_traces(before)?;
+        until(&format!("no trace of a limit on {}", self.name()), patience(Duration::from_secs(10)), || {
+            let (_, now) = self.limit_traces().map_err(|e| e.to_string())?;
+            if now == *queues { Ok(()) } else { Err(now.join("\n")) }
+        })
+    }
+
+    /// The OpenFlow port of a pod of this node.
+    pub fn ofport(&self, pod: &Pod) -> Result<u16, BedError> {
+        let port = pod.result()?.host_interface().unwrap_or_default();
+        let text = self.ovs().vsctl(&["get", "interface", &port, "ofport"])?;
+        text.trim().parse().map_err(|_| BedError::answer(format!("the OpenFlow port of {port}"), text))
+    }
+}
+
+/// A line of `tc` without what is another time different: counters, and the numbers that the kernel gives.
+fn lasting(line: &str) -> Option<String> {
+    let line = line.trim();
+    let counted = line.starts_with("index ") || line.starts_with("class tbf ") || line.is_empty();
+    let mut words = line.split(' ');
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        match word {
+            "direct_packets_stat" | "leaf" | "refcnt" => drop(words.next()),
+            // A queue below a class has a handle of the kernel's.
+            "tbf" => kept.extend([Some(word), words.next().map(|_| "")].into_iter().flatten()),
+            _ => kept.push(word),
+        }
+    }
+    (!counted).then(|| kept.join(" "))
+}
