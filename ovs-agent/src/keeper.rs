@@ -130,10 +130,26 @@ async fn keep_shapers(node: &Node, mtu: u32, datapath: Datapath) -> Result<Optio
         state.shapers = Some(made.clone());
     }
     if !renewed.is_empty() {
-        // They are added again with the bridge's other ports.
+        // They are added again with the bridge's other ports, but only when ovs-vswitchd has let go of the old links: of
+        // a port that goes and comes at once it sees no change.
         node.bridge.remove(&renewed).await.map_err(|e| e.to_string())?;
+        wait_until_gone(node, &renewed).await;
     }
     Ok(made.ok())
+}
+
+/// Waits, not for ever, until the switch has none of these ports.
+async fn wait_until_gone(node: &Node, names: &[String]) {
+    const TRIES: u32 = 50;
+    let Some(connection) = node.reconciler.synced().borrow().clone() else { return };
+    for _ in 0..TRIES {
+        match connection.port_desc().await {
+            Ok(ports) if ports.iter().any(|port| names.contains(&port.name)) => {
+                tokio::time::sleep(SETTLE).await
+            }
+            _ => return,
+        }
+    }
 }
 
 /// Puts back limits that have gone missing, and removes those of pods that are gone.

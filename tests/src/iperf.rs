@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     cluster::Cluster,
     command::{Tool, until},
-    datapath::patience,
+    datapath::{Datapath, patience},
     error::BedError,
     matrix::Place,
     netns,
@@ -28,6 +28,10 @@ static PORT: AtomicU16 = AtomicU16::new(5201);
 const LISTENING: &str = "0A";
 /// iperf3 counts what it receives over TCP in blocks: small ones, so that a block takes little of a second.
 const BLOCK_BYTES: &str = "4K";
+/// Microseconds between two groups of datagrams, iperf3's own choice.
+const PACING_US: &str = "1000";
+/// With that, User-Mode Linux does little else.
+const SLOW_PACING_US: &str = "2000";
 /// A shorter interval is the end of a measurement.
 const SHORTEST_SECOND: f64 = 0.9;
 
@@ -100,7 +104,11 @@ pub fn measure(
     ]);
     client = match load {
         Load::Tcp => client.args(["--length", BLOCK_BYTES]),
-        Load::Udp { bits_per_second } => client.args(["--udp", "--bitrate", &bits_per_second.to_string()]),
+        Load::Udp { bits_per_second } => {
+            let pacing_us = if cluster.datapath == Datapath::Kernel { SLOW_PACING_US } else { PACING_US };
+            let rate = bits_per_second.to_string();
+            client.args(["--udp", "--bitrate", &rate, "--pacing-timer", pacing_us])
+        }
     };
     let done = AtomicBool::new(false);
     let (output, looks) = thread::scope(|scope| {
