@@ -212,6 +212,18 @@ impl LeaseBook {
         addresses.filter_map(|ip| self.lease(*ip)).filter(|lease| lease.released.is_none())
     }
 
+    /// Edits everything that an attachment holds, to be written in one transaction: for what is to become of fields
+    /// that this crate does not know. What the edit leaves as it is, is not written. Nothing: it holds nothing.
+    pub fn edit(&self, attachment: &Attachment, edit: impl Fn(&mut Lease)) -> Vec<LeaseWrite> {
+        let write = |lease: &Lease| {
+            let mut edited = lease.clone();
+            edit(&mut edited);
+            let change = if edited == *lease { LeaseChange::Keep } else { LeaseChange::Put(edited) };
+            LeaseWrite { ip: lease.ip, expected: self.revision(lease.ip), change }
+        };
+        self.held_by(attachment).map(write).collect()
+    }
+
     /// A lease of another attachment with the MAC address of this lease, which was written earlier.
     ///
     /// Leases have keys by address, so two nodes can give one requested MAC address to two pods at the same time. Whoever

@@ -135,6 +135,11 @@ impl Lease {
         self.extra.insert(field.to_owned(), value.into());
     }
 
+    /// Removes a field that this crate does not know; one that is not there is fine.
+    pub fn remove_extra(&mut self, field: &str) {
+        self.extra.remove(field);
+    }
+
     /// Who has the address, or had it, in words for people.
     pub fn holder(&self) -> String {
         if let Some(mac) = self.conflict {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::Map;
 
 use crate::book::{LeaseBook, LeaseChange, LeaseWrite};
-use crate::{Attachment, Lease, Mac, Segment};
+use crate::{Attachment, Lease, Mac, Refusal, Segment};
 
 /// Gives back a lease at `now` (Unix seconds): it goes into quarantine or is kept for its pod, as the segment says; with
 /// neither its key is deleted.
@@ -49,6 +49,36 @@ impl LeaseBook {
             .filter(of_node)
             .map(|attachment| self.release(attachment, now))
             .collect()
+    }
+
+    /// Takes back a lease that others have given back, set aside or deleted, though its attachment still runs with the
+    /// address. `None`: the attachment holds it.
+    ///
+    /// Only the node that sees the attachment running may do this. An address in quarantine, or kept for another pod, can
+    /// be taken back: nobody uses it. One that was set aside can be if it was this attachment that answered for it.
+    ///
+    /// # Errors
+    /// [`Refusal::Taken`]: the address is somebody else's by now.
+    pub fn retake(&self, lease: &Lease) -> Result<Option<LeaseWrite>, Refusal> {
+        let ip = lease.ip;
+        let taken = |holder| Err(Refusal::Taken { ip, holder });
+        let expected = match self.entries.get(&ip) {
+            None => None,
+            Some(entry) => {
+                let Some(found) = &entry.lease else {
+                    return taken("a record that does not parse".to_owned());
+                };
+                let is_own = found.attachment == lease.attachment && found.is_attached();
+                match (found.released, found.conflict) {
+                    (None, _) if is_own && found.node == lease.node => return Ok(None),
+                    (None, _) if !is_own => return taken(found.holder()),
+                    (Some(_), Some(mac)) if lease.mac != Some(mac) => return taken(found.holder()),
+                    _ => Some(entry.revision),
+                }
+            }
+        };
+        let change = LeaseChange::Put(Lease { released: None, conflict: None, ..lease.clone() });
+        Ok(Some(LeaseWrite { ip, expected, change }))
     }
 
     /// Sets an address aside because a machine outside the cluster answered for it with `mac`: nobody gets it for

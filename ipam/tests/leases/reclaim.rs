@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use tenon_ipam::{Attachment, LeaseChange, LeaseWrite};
+use tenon_ipam::{Attachment, Lease, LeaseBook, LeaseChange, LeaseWrite, Mac, Refusal};
 
 use crate::{Alone, asking, attachment, container, ip, pod, segment};
 
@@ -140,4 +140,78 @@ fn a_conflict_in_one_family_gives_back_the_other() {
     assert_eq!(writes[1].change, LeaseChange::Delete);
     node.write(&writes);
     assert_eq!(node.book.leases().count(), 1);
+}
+
+/// Others have given back what a pod runs with.
+#[test]
+fn a_running_attachment_takes_back_what_nobody_holds() {
+    let mut node = Alone::new(segment("10.0.0.0/24", json!({"QuarantineSeconds": 30})));
+    let mine = node.add(&pod("m", "c"), 50).unwrap().leases[0].clone();
+    assert_eq!(node.book.retake(&mine), Ok(None), "held");
+    let key = mine.ip.to_string();
+    let own_mac = mine.mac.unwrap();
+    let other_mac: Mac = "02:99:99:99:99:99".parse().unwrap();
+    let with = |change: &dyn Fn(&mut Lease)| {
+        let mut lease = mine.clone();
+        change(&mut lease);
+        lease
+    };
+    let set_aside = |mac| {
+        with(&|lease| {
+            lease.attachment = Attachment { container_id: String::new(), if_name: String::new() };
+            (lease.released, lease.conflict) = (Some(60), Some(mac));
+        })
+    };
+    let released = with(&|lease| lease.released = Some(60));
+    let cases = [
+        (released.clone(), true),
+        (with(&|lease| (lease.attachment, lease.released) = (attachment("other"), Some(60))), true),
+        (with(&|lease| lease.node = "renamed".to_owned()), true),
+        (set_aside(own_mac), true),
+        (set_aside(other_mac), false),
+        (with(&|lease| lease.attachment = attachment("other")), false),
+        (with(&|lease| lease.attachment = attachment("")), false),
+    ];
+    for (revision, (stored, retaken)) in (100..).zip(cases) {
+        node.book.put(&key, &stored.to_json(), revision).unwrap();
+        match node.book.retake(&mine) {
+            Ok(Some(write)) => {
+                assert!(retaken, "{stored:?}");
+                assert_eq!((write.ip, write.expected), (mine.ip, Some(revision)));
+                assert_eq!(write.change, LeaseChange::Put(mine.clone()));
+            }
+            Ok(None) => panic!("{stored:?}"),
+            Err(Refusal::Taken { ip, holder }) => {
+                assert!(!retaken, "{stored:?}");
+                assert_eq!((ip, holder), (mine.ip, stored.holder()));
+            }
+            Err(other) => panic!("{other}"),
+        }
+        node.book.remove(&key, revision);
+        let write = node.book.retake(&released).unwrap().unwrap();
+        assert_eq!((write.expected, &write.change), (None, &LeaseChange::Put(mine.clone())), "deleted");
+    }
+    assert!(node.book.put(&key, b"torn", 200).is_err());
+    assert!(node.book.retake(&mine).is_err(), "nobody can say whose it is");
+}
+
+#[test]
+fn fields_of_others_are_edited_on_condition_that_nobody_else_wrote() {
+    let mut node = Alone::new(segment("10.0.0.0/24,fd00::/64", json!({})));
+    node.add(&container("c"), 100).unwrap();
+    node.add(&container("other"), 100).unwrap();
+    let note = |value: i64| move |lease: &mut Lease| lease.set_extra("Note", value);
+    let writes = node.book.edit(&attachment("c"), note(7));
+    assert_eq!(writes.len(), 2, "both families in one transaction");
+    assert!(writes.iter().all(|write| write.expected == Some(1)), "{writes:?}");
+    node.write(&writes);
+    let noted = |book: &LeaseBook| book.leases().filter(|lease| lease.extra().get("Note").is_some()).count();
+    assert_eq!(noted(&node.book), 2);
+    // What is so already rests on what it is, and is not written.
+    let again = node.book.edit(&attachment("c"), note(7));
+    assert!(again.iter().all(|w| w.change == LeaseChange::Keep && w.expected == Some(3)), "{again:?}");
+    node.write(&node.book.edit(&attachment("c"), |lease| lease.remove_extra("Note")));
+    assert_eq!(noted(&node.book), 0);
+    node.delete("c", 101);
+    assert_eq!(node.book.edit(&attachment("c"), note(8)), [], "what it held is not its own any more");
 }
