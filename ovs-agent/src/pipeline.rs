@@ -42,7 +42,7 @@ pub(crate) const ROUTER_MAC: Mac = Mac([0x0e, 0x74, 0, 0, 0, 1]);
 
 /// Raise it with every change of the flows (a test compares them with the golden file): a node's flows tell by it
 /// which pipeline they belong to.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 /// `teno` in the high half marks a flow as ours.
 const COOKIE: u64 = 0x7465_6e6f_0000_0000 | VERSION << 16;
 
@@ -251,21 +251,22 @@ pub(crate) fn attachment(pod: &Attachment, vni: Option<Vni>) -> Vec<Flow> {
         ];
         flow(table::ROUTE, 400, ipv4_to(pod.ip)).actions(delivery).goto(table::ISOLATE)
     };
+    let to_pod = [set(Field::eth_dst(pod.mac)), Action::Output(port(pod.ofport))];
     let mut flows = vec![
+        // Also without a limit: what is still on its way from a shaper when a limit is lifted must arrive.
+        shaped(EGRESS_SHAPER_PORT).actions(route.clone()).goto(table::ROUTE),
+        shaped(INGRESS_SHAPER_PORT).actions(to_pod),
         flow(table::POD, 200, own_arp(pod.ip)).goto(table::ARP),
         drop(table::POD, 210, own_arp(pod.ip).with(Field::arp_tpa(pod.ip)), Drop::ArpIgnored),
         drop(table::POD, 100, in_port(pod.ofport), Drop::Spoofed),
     ];
     if pod.bandwidth.egress.is_some() {
         flows.push(own_ipv4.actions(to_shaper(EGRESS_SHAPER_PORT)));
-        flows.push(shaped(EGRESS_SHAPER_PORT).actions(route).goto(table::ROUTE));
     } else {
         flows.push(own_ipv4.actions(route).goto(table::ROUTE));
     }
     if pod.bandwidth.ingress.is_some() {
         flows.push(deliver_to(INGRESS_SHAPER_PORT, class));
-        let to_pod = [set(Field::eth_dst(pod.mac)), Action::Output(port(pod.ofport))];
-        flows.push(shaped(INGRESS_SHAPER_PORT).actions(to_pod));
     } else {
         flows.push(deliver_to(pod.ofport, pod.mac));
     }
