@@ -249,6 +249,8 @@ impl Pod {
         command.args(["netns", "exec", &self.ground.name]).args(tool.split(' '));
         let output = command.output().unwrap();
         assert!(matches!(output.status.code(), Some(0 | 1)), "{tool}: {output:?}");
+        // `ip` fails with 1 as well.
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("exec of"), "{tool}: {output:?}");
         output.status.success()
     }
 
