@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use tenon_netdev::{
-    AddressFlags, AddressProbe, Announcement, Macvlan, MacvlanMode, Masquerade, NetNs, Netlink, Result,
-    Route, Veth, VethPair,
+    AddressFlags, AddressProbe, Announcer, Macvlan, MacvlanMode, Masquerade, NetNs, Netlink, Result, Route,
+    Veth, VethPair,
 };
 
 const PODS: usize = 200;
@@ -84,11 +84,13 @@ fn measure() -> Result<()> {
     for _ in 0..PODS {
         let netns = Some((&pod_ground.netns, &pod));
         let mode = MacvlanMode::Bridge;
-        let asked = Macvlan { name: "net1", master, netns, mode, mac: None, mtu: None };
-        let link = time(&mut macvlan, || host.create_macvlan(&asked))?.index;
-        let (netns, addresses) = (Some(&pod_ground.netns), [address.addr()]);
-        time(&mut announce, || Announcement { netns, link, addresses: &addresses }.send())?;
-        pod.delete_link(link)?;
+        let asked = Macvlan { name: "net1", master, netns, mode, mac: None, mtu: None, up: true };
+        let link = time(&mut macvlan, || host.create_macvlan(&asked))?;
+        let addresses = [address.addr()];
+        let announcer = pod_ground.netns.run(Announcer::open)??;
+        let mac = link.mac.unwrap_or_default();
+        time(&mut announce, || announcer.announce(link.index, mac, &addresses))?;
+        pod.delete_link(link.index)?;
         let probe = AddressProbe {
             netns: Some(&host_ground.netns),
             link: master,
@@ -117,7 +119,7 @@ fn measure() -> Result<()> {
         ("delete_link", delete),
         ("delete_group of 10", delete_group),
         ("create_macvlan", macvlan),
-        ("Announcement::send", announce),
+        ("Announcer::announce", announce),
         ("AddressProbe::run, in use", find),
         ("Masquerade::install, replacing", install),
         ("Masquerade::install, in place", verify),

@@ -8,80 +8,55 @@ use nix::errno::Errno;
 use crate::arp::Arp;
 use crate::error::{Error, Result};
 use crate::ndp::Packet;
-use crate::netns::NetNs;
-use crate::packet::{PacketSocket, close_aside};
-use crate::socket::Netlink;
+use crate::packet::PacketSocket;
 
 const OPERATION: &str = "announce";
 
-/// The statement that addresses are at a link's hardware address.
-#[derive(Debug, Clone, Copy)]
-pub struct Announcement<'a> {
-    /// The namespace of the link; `None`: the calling thread's.
-    pub netns: Option<&'a NetNs>,
-    /// The index of the Ethernet link that has the addresses.
-    pub link: u32,
-    /// IPv4 and IPv6 addresses.
-    pub addresses: &'a [IpAddr],
+/// A socket by which addresses are announced in the network namespace where it was opened.
+///
+/// Closing it takes the kernel some 10 ms: whoever is in a hurry lets another thread drop it.
+#[derive(Debug)]
+pub struct Announcer {
+    socket: PacketSocket,
 }
 
-impl Announcement<'_> {
-    /// Sends it once, and waits for nothing: for an IPv4 address a request and a reply, since some heed only the one
-    /// and some only the other, and for an IPv6 address an advertisement that overrides. Nobody confirms it; who wants
-    /// to be sure that a lost packet does no harm sends it again after a while (RFC 5227 says 2 s).
+impl Announcer {
+    /// Opens the socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self> {
+        let failed = |errno: Errno| Error::Socket {
+            operation: OPERATION,
+            object: "addresses".to_owned(),
+            step: "create a packet socket",
+            source: errno.into(),
+        };
+        Ok(Self { socket: PacketSocket::open().map_err(failed)? })
+    }
+
+    /// Says that `addresses`, IPv4 and IPv6, are at the hardware address `mac` of the Ethernet link of index `link`.
+    ///
+    /// It is said once, and nothing is waited for: for an IPv4 address a request and a reply, since some heed only the
+    /// one and some only the other, and for an IPv6 address an advertisement that overrides. Nobody confirms it; who
+    /// wants to be sure that a lost packet does no harm says it again after a while (RFC 5227 says 2 s).
     ///
     /// # Errors
     /// [`Error::Refused`] with `ENODEV` if there is no such link, `ENETDOWN` if it is down, `ENOBUFS` if a queue is
-    /// full. [`Error::Invalid`] for a link that is not Ethernet.
-    pub fn send(&self) -> Result<()> {
-        match self.netns {
-            Some(netns) => netns.run(|| self.send_here())?,
-            None => self.send_here(),
-        }
-    }
-
-    fn send_here(&self) -> Result<()> {
-        let Some(link) = Netlink::open()?.link_by_index(self.link)? else {
-            return Err(self.refused(Errno::ENODEV, "there is no such link"));
+    /// full.
+    pub fn announce(&self, link: u32, mac: [u8; 6], addresses: &[IpAddr]) -> Result<()> {
+        let refused = |errno| {
+            let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let object = format!("{} on link {link}", texts.join(", "));
+            Error::Refused { operation: OPERATION, object, errno, message: String::new() }
         };
-        let Some(mac) = link.mac else {
-            let reason = "this is no Ethernet link";
-            return Err(Error::Invalid { operation: OPERATION, object: self.object(), reason });
-        };
-        let failed = |step| {
-            move |errno: Errno| Error::Socket {
-                operation: OPERATION,
-                object: self.object(),
-                step,
-                source: errno.into(),
-            }
-        };
-        let socket = PacketSocket::open().map_err(failed("create a packet socket"))?;
-        socket.bind(self.link, None).map_err(failed("bind the socket to the link"))?;
-        let sent = self.send_frames(&socket, mac);
-        close_aside(socket);
-        sent
-    }
-
-    fn send_frames(&self, socket: &PacketSocket, mac: [u8; 6]) -> Result<()> {
-        for address in self.addresses {
+        self.socket.bind(link, None).map_err(refused)?;
+        for address in addresses {
             let frames = match address {
                 IpAddr::V4(address) => Arp::announcements(mac, *address).map(|arp| arp.broadcast()).to_vec(),
                 IpAddr::V6(address) => vec![Packet::announcement(mac, *address).multicast()],
             };
             for frame in frames {
-                socket.send(&frame).map_err(|errno| self.refused(errno, ""))?;
+                self.socket.send(&frame).map_err(refused)?;
             }
         }
         Ok(())
-    }
-
-    fn object(&self) -> String {
-        let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
-        format!("{} on link {}", addresses.join(", "), self.link)
-    }
-
-    fn refused(&self, errno: Errno, reason: &str) -> Error {
-        Error::Refused { operation: OPERATION, object: self.object(), errno, message: reason.to_owned() }
     }
 }

@@ -6,10 +6,10 @@
 //! [`Netlink`] is a handle on the links, addresses, routes and neighbours of one network namespace, [`NetNs`] names a
 //! network namespace and runs code in it, [`sysctl`] reads and writes kernel settings, [`Masquerade`] is source
 //! translation for a network, [`PortGuard`] keeps a switch's ports apart from the node's own IP stack, and a [`Shaper`]
-//! holds what a switch hands it to [limits](Limit).
+//! holds what a switch hands it to [limits](Limit). Where there is no switch, a [`LinkShaper`] does that for a single link.
 //!
 //! [`Macvlan`] and VLAN links put pods on a network outside; there, an [`AddressProbe`] asks whether an address is in
-//! use, and an [`Announcement`] tells everybody where it is now.
+//! use, and an [`Announcer`] tells everybody where it is now.
 
 mod address;
 mod announcement;
@@ -18,6 +18,7 @@ mod error;
 mod frame;
 mod limit;
 mod link;
+mod link_shaper;
 mod macvlan;
 mod masquerade;
 mod ndp;
@@ -36,10 +37,11 @@ mod traffic_control;
 mod vlan;
 
 pub use address::{Address, AddressFlags};
-pub use announcement::Announcement;
+pub use announcement::Announcer;
 pub use error::{Error, Result};
 pub use limit::{Limit, Shape};
 pub use link::{Link, Veth, VethPair};
+pub use link_shaper::{Direction, LinkLimits, LinkShaper, Shaping};
 pub use macvlan::{Macvlan, MacvlanMode, UnknownMacvlanMode};
 pub use masquerade::Masquerade;
 pub use netns::{NetNs, NetNsId};

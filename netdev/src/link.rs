@@ -218,13 +218,14 @@ impl Netlink {
         self.set_link_attribute(OPERATION, index, LinkAttribute::IfName(name.to_owned()))
     }
 
-    /// Renames a link that is down and sets it up.
-    pub(crate) fn set_name_and_up(&self, index: u32, name: &str) -> Result<()> {
+    /// Renames a link that is down, gives it a hardware address and sets it up.
+    pub(crate) fn set_up_as(&self, index: u32, name: &str, mac: Option<[u8; 6]>) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        self.set_link("rename and set up", index, message)
+        message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+        self.set_link("name and set up", index, message)
     }
 
     /// Attaches a text of at most 254 bytes to a link; an empty one removes it.

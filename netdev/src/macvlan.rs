@@ -99,11 +99,14 @@ pub struct Macvlan<'a> {
     pub mac: Option<[u8; 6]>,
     /// In bytes; its master's if not given, and at most that.
     pub mtu: Option<u32>,
+    /// Whether it is up from the start. One that is down sends nothing, and neither its hardware address nor, with
+    /// [`Netlink::raise_macvlan`], its name has to be settled yet.
+    pub up: bool,
 }
 
 impl Netlink {
-    /// Makes a macvlan straight in its namespace and sets it up, in one request; before Linux 6.15 it takes two if a
-    /// link of the handle's namespace has the same name, as `eth0` often does. Returns the link as it is there.
+    /// Makes a macvlan straight in its namespace, in one request; before Linux 6.15 it takes two if a link of the
+    /// handle's namespace has the same name, as `eth0` often does. Returns the link as it is there.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a name or address that cannot be. [`Error::Refused`], and nothing was made, with
@@ -112,11 +115,17 @@ impl Netlink {
     /// when passthru cannot share the master.
     pub fn create_macvlan(&self, macvlan: &Macvlan<'_>) -> Result<Link> {
         check_name(OPERATION, macvlan.name)?;
-        if let Some(reason) = impossible_mac(macvlan) {
+        let reason = match macvlan.mac {
+            Some(_) if macvlan.mode == MacvlanMode::Passthru => {
+                Some("in mode passthru it has its master's hardware address and none of its own")
+            }
+            mac => mac.and_then(impossible_mac),
+        };
+        if let Some(reason) = reason {
             return Err(Error::Invalid { operation: OPERATION, object: macvlan.name.to_owned(), reason });
         }
         let there = macvlan.netns.map_or(self, |(_, netlink)| netlink);
-        match self.request_macvlan(macvlan, macvlan.name, LinkFlags::Up) {
+        match self.request_macvlan(macvlan, macvlan.name, macvlan.up) {
             Err(error)
                 if error.errno() == Some(Errno::EEXIST) && there.link_by_name(macvlan.name)?.is_none() =>
             {
@@ -130,9 +139,14 @@ impl Netlink {
     /// Older kernels look for a link of this name in the namespace where they are asked.
     fn create_under_another_name(&self, macvlan: &Macvlan<'_>, there: &Netlink) -> Result<Link> {
         let name = passing_name();
-        self.request_macvlan(macvlan, &name, LinkFlags::empty())?;
+        self.request_macvlan(macvlan, &name, false)?;
         let link = find(there, &name)?;
-        match there.set_name_and_up(link.index, macvlan.name) {
+        let named = if macvlan.up {
+            there.set_up_as(link.index, macvlan.name, None)
+        } else {
+            there.set_name(link.index, macvlan.name)
+        };
+        match named {
             Ok(()) => find(there, macvlan.name),
             Err(error) => {
                 there.delete_link(link.index)?;
@@ -141,10 +155,41 @@ impl Netlink {
         }
     }
 
-    fn request_macvlan(&self, macvlan: &Macvlan<'_>, name: &str, flags: LinkFlags) -> Result<()> {
+    /// Gives a macvlan that is down its name and, if one is given, its hardware address, and sets it up, in one
+    /// request. Returns the link as it is then. What failed can be done again.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `EEXIST` if the name is taken, `EADDRINUSE` if the address is taken on its master; the
+    /// macvlan is then still down. [`Error::Invalid`] for a name or address that cannot be.
+    pub fn raise_macvlan(&self, index: u32, name: &str, mac: Option<[u8; 6]>) -> Result<Link> {
+        check_name(OPERATION, name)?;
+        if let Some(reason) = mac.and_then(impossible_mac) {
+            return Err(Error::Invalid { operation: OPERATION, object: name.to_owned(), reason });
+        }
+        self.set_up_as(index, name, mac).and_then(|()| find(self, name)).map_err(|error| match error {
+            Error::Refused { errno, message, .. } => {
+                let message = match (errno, mac) {
+                    (Errno::EEXIST, _) => format!("a link {name} is there already"),
+                    (Errno::EADDRINUSE, Some(mac)) => {
+                        format!(
+                            "its master or another macvlan there has the address {} already",
+                            MacText(mac)
+                        )
+                    }
+                    _ => message,
+                };
+                Error::Refused { operation: OPERATION, object: name.to_owned(), errno, message }
+            }
+            other => other,
+        })
+    }
+
+    fn request_macvlan(&self, macvlan: &Macvlan<'_>, name: &str, up: bool) -> Result<()> {
         let mut message = LinkMessage::default();
-        message.header.flags = flags;
-        message.header.change_mask = flags;
+        if up {
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+        }
         message.attributes =
             vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Link(macvlan.master)];
         message.attributes.extend(macvlan.netns.map(|(netns, _)| LinkAttribute::NetNsFd(netns.as_raw_fd())));
@@ -191,11 +236,8 @@ fn passing_name() -> String {
 }
 
 /// What a macvlan's hardware address cannot be.
-fn impossible_mac(macvlan: &Macvlan<'_>) -> Option<&'static str> {
-    let mac = macvlan.mac?;
-    if macvlan.mode == MacvlanMode::Passthru {
-        Some("in mode passthru it has its master's hardware address and none of its own")
-    } else if mac == [0; 6] {
+fn impossible_mac(mac: [u8; 6]) -> Option<&'static str> {
+    if mac == [0; 6] {
         Some("its hardware address cannot be all zeroes")
     } else if mac[0] & 1 != 0 {
         Some("its hardware address cannot be a group's")

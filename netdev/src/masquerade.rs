@@ -63,6 +63,7 @@ impl Masquerade {
                 chain: "postrouting",
                 chain_type: "nat",
                 hook: InetHookNumber::PostRouting,
+                device: None,
                 priority: SOURCE_NAT_PRIORITY,
                 rule: self.rule(),
             }],

@@ -2,7 +2,7 @@
 
 use std::result;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, Parseable};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, ExpressionAttribute, Expressions, Hook, HookNumber, InetHookNumber,
     ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
@@ -41,6 +41,8 @@ pub(crate) struct Table {
     pub(crate) chain_type: &'static str,
     /// A number that means another hook in every family.
     pub(crate) hook: InetHookNumber,
+    /// The name of the link whose packets come by the hook: in family `netdev`, and in no other.
+    pub(crate) device: Option<String>,
     /// The place among the chains of the hook, lowest first.
     pub(crate) priority: i32,
     pub(crate) rule: Vec<Expressions>,
@@ -54,7 +56,10 @@ impl RuleSet {
         let mut socket = self.open("install")?;
         let mut changes = Vec::new();
         for table in &self.tables {
-            if !table.is_in_place(&mut socket).map_err(|failure| self.failed("read back", failure))? {
+            let failed = |failure| self.failed("read back", failure);
+            if table.found(&mut socket).map_err(failed)?.is_none() {
+                changes.extend(table.creation(NLM_F_EXCL));
+            } else if !table.is_in_place(&mut socket).map_err(failed)? {
                 changes.extend(table.replacement());
             }
         }
@@ -86,6 +91,17 @@ impl RuleSet {
             }
         }
         Ok(())
+    }
+
+    /// Whether any of the tables is there, whatever is in it.
+    pub(crate) fn any(&self) -> Result<bool> {
+        let mut socket = self.open("read back")?;
+        for table in &self.tables {
+            if table.found(&mut socket).map_err(|failure| self.failed("read back", failure))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn open(&self, operation: &'static str) -> Result<Socket> {
@@ -125,8 +141,10 @@ impl Table {
         })
     }
 
-    fn replacement(&self) -> [Change; 5] {
-        let name = || TableMessage { attributes: vec![TableAttribute::Name(self.name.clone())] };
+    /// By itself for a table that is not there: after a batch that deletes something, closing the socket takes the
+    /// kernel some 5 to 15 ms (it waits for readers), after one that does not, nothing.
+    fn creation(&self, flags: u16) -> [Change; 3] {
+        let name = TableMessage { attributes: vec![TableAttribute::Name(self.name.clone())] };
         let chain = ChainMessage { attributes: self.chain() };
         let rule = RuleMessage {
             attributes: vec![
@@ -136,13 +154,17 @@ impl Table {
             ],
         };
         [
-            // So that there is a table to delete.
-            (self.message(NfTablesMessage::NewTable(name())), NLM_F_CREATE),
-            self.deletion(),
-            (self.message(NfTablesMessage::NewTable(name())), NLM_F_CREATE),
+            (self.message(NfTablesMessage::NewTable(name)), NLM_F_CREATE | flags),
             (self.message(NfTablesMessage::NewChain(chain)), NLM_F_CREATE),
             (self.message(NfTablesMessage::NewRule(rule)), NLM_F_CREATE | NLM_F_APPEND),
         ]
+    }
+
+    fn replacement(&self) -> impl Iterator<Item = Change> {
+        let name = TableMessage { attributes: vec![TableAttribute::Name(self.name.clone())] };
+        // So that there is a table to delete, also if somebody was faster.
+        let there = (self.message(NfTablesMessage::NewTable(name)), NLM_F_CREATE);
+        [there, self.deletion()].into_iter().chain(self.creation(0))
     }
 
     fn deletion(&self) -> Change {
@@ -150,9 +172,13 @@ impl Table {
         (self.message(NfTablesMessage::DeleteTable(table)), 0)
     }
 
-    fn is_in_place(&self, socket: &mut Socket) -> result::Result<bool, Failure> {
+    fn found(&self, socket: &mut Socket) -> result::Result<Option<TableMessage>, Failure> {
         let name = TableMessage { attributes: vec![TableAttribute::Name(self.name.clone())] };
-        let table = existing(socket.request(self.message(NfTablesMessage::GetTable(name)), 0, decode_table))?;
+        existing(socket.request(self.message(NfTablesMessage::GetTable(name)), 0, decode_table))
+    }
+
+    fn is_in_place(&self, socket: &mut Socket) -> result::Result<bool, Failure> {
+        let table = self.found(socket)?;
         // Not dormant, nobody else's, and with nothing in it but one chain.
         let wanted = [TableAttribute::Flags(TableFlags::empty()), TableAttribute::Use(1)];
         if !table.is_some_and(|table| has_all(&table.attributes, &wanted)) {
@@ -161,7 +187,7 @@ impl Table {
 
         let key = ChainMessage { attributes: self.chain_key().to_vec() };
         let chain = existing(socket.request(self.message(NfTablesMessage::GetChain(key)), 0, decode_chain))?;
-        if !chain.is_some_and(|chain| has_all(&chain.attributes, &self.chain())) {
+        if !chain.is_some_and(|chain| self.is_chain(&chain)) {
             return Ok(false);
         }
 
@@ -175,17 +201,32 @@ impl Table {
     }
 
     fn chain(&self) -> Vec<ChainAttribute> {
-        let hook = vec![
-            Hook::Number(HookNumber::Inet(self.hook)),
-            // Two's complement, as the kernel reads it.
-            Hook::Priority(self.priority.cast_unsigned()),
-        ];
-        let base = [
-            ChainAttribute::Type(self.chain_type.to_owned()),
-            ChainAttribute::Hook(hook),
-            ChainAttribute::Policy(ACCEPT),
-        ];
-        self.chain_key().into_iter().chain(base).collect()
+        let mut chain = self.chain_key().to_vec();
+        chain.extend(self.chain_kind());
+        chain.push(ChainAttribute::Hook(self.hook()));
+        chain
+    }
+
+    fn chain_kind(&self) -> [ChainAttribute; 2] {
+        [ChainAttribute::Type(self.chain_type.to_owned()), ChainAttribute::Policy(ACCEPT)]
+    }
+
+    fn hook(&self) -> Vec<Hook> {
+        let device = self.device.iter().map(|name| Hook::NetDeviceName(name.clone()));
+        // Two's complement, as the kernel reads it.
+        let priority = Hook::Priority(self.priority.cast_unsigned());
+        [Hook::Number(HookNumber::Inet(self.hook)), priority].into_iter().chain(device).collect()
+    }
+
+    /// The kernel lists a device twice, alone and among those of the chain.
+    fn is_chain(&self, chain: &ChainMessage) -> bool {
+        let hook = chain.attributes.iter().find_map(|attribute| match attribute {
+            ChainAttribute::Hook(hook) => Some(hook),
+            _ => None,
+        });
+        has_all(&chain.attributes, &self.chain_key())
+            && has_all(&chain.attributes, &self.chain_kind())
+            && hook.is_some_and(|hook| has_all(hook, &self.hook()))
     }
 
     fn is_rule(&self, rule: &RuleMessage) -> bool {
@@ -223,8 +264,8 @@ fn does(found: &Expressions, wanted: &Expressions) -> bool {
         (Expressions::Immediate(found), Expressions::Immediate(wanted)) => has_all(found, wanted),
         (
             Expressions::Other { expression_type: found, attributes },
-            Expressions::Other { expression_type: wanted, .. },
-        ) => found == wanted && (found == "counter" || attributes.is_empty()),
+            Expressions::Other { expression_type: wanted, attributes: needed },
+        ) => found == wanted && (found == "counter" || attributes == needed),
         _ => false,
     }
 }
@@ -299,6 +340,7 @@ mod tests {
             chain: "input",
             chain_type: "filter",
             hook: InetHookNumber::LocalIn,
+            device: None,
             priority: 0,
             rule: vec![plain("counter")],
         };

@@ -73,6 +73,7 @@ impl PortGuard {
             chain,
             chain_type: "filter",
             hook,
+            device: None,
             priority,
             rule: self.rule(),
         };

@@ -10,6 +10,7 @@
 //! the pods' namespaces, or on their links, that a pod could change.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -80,18 +81,7 @@ impl Netlink {
         let shaper = self.ensure_pair(here, pair)?;
         let object = format_args!("shaper {}", pair.turn_name);
         let index = shaper.turn_index;
-        match self.root(index)? {
-            Some(root) if root.kind == "htb" && root.handle == ROOT => {}
-            root => {
-                // The kernel's own discipline has no handle and gives way.
-                if root.is_some_and(|root| root.handle != TcHandle::UNSPEC) {
-                    let root = traffic_control::message(index, TcHandle::UNSPEC, TcHandle::ROOT);
-                    self.change("clear", &object, RouteNetlinkMessage::DelQueueDiscipline(root), 0)?;
-                }
-                let flags = NLM_F_CREATE | NLM_F_EXCL;
-                self.change("add the queues of", &object, traffic_control::htb_root(index), flags)?;
-            }
-        }
+        self.ensure_root(&object, index, 0)?;
         let classify = traffic_control::filter(index, ROOT, &CLASSIFY, None);
         self.change("set the classifier of", &object, classify, NLM_F_CREATE)?;
         let hooks = traffic_control::clsact(index);
@@ -148,6 +138,26 @@ impl Netlink {
         })?;
         self.set_up(veth.peer_index)?;
         Ok(Shaper { port_index: veth.host_index, turn_index: veth.peer_index })
+    }
+
+    /// Makes a link's root an HTB whose default class has this number (0: none), unless it is one; its classes stay.
+    pub(crate) fn ensure_root(&self, object: &dyn Display, index: u32, default_class: u16) -> Result<()> {
+        match self.root(index)? {
+            Some(root) if is_root(&root, default_class) => return Ok(()),
+            // The kernel's own discipline has no handle and gives way.
+            Some(root) if root.handle != TcHandle::UNSPEC => {
+                let root = traffic_control::message(index, TcHandle::UNSPEC, TcHandle::ROOT);
+                self.change("clear", object, RouteNetlinkMessage::DelQueueDiscipline(root), 0)?;
+            }
+            _ => {}
+        }
+        let htb = traffic_control::htb_root(index, default_class);
+        self.change("add the queues of", object, htb, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Whether a link's root is as [`Self::ensure_root`] makes it.
+    pub(crate) fn has_root(&self, index: u32, default_class: u16) -> Result<bool> {
+        Ok(self.root(index)?.is_some_and(|root| is_root(&root, default_class)))
     }
 
     fn root(&self, index: u32) -> Result<Option<Description>> {
@@ -244,6 +254,10 @@ impl Netlink {
         });
         Ok(limits.collect())
     }
+}
+
+fn is_root(root: &Description, default_class: u16) -> bool {
+    root.kind == "htb" && root.handle == ROOT && root.default_class == u32::from(default_class)
 }
 
 fn shape(rate: &Description, queue_bytes: u32) -> Shape {

@@ -32,6 +32,14 @@ pub fn write(key: &str, value: &str) -> Result<bool> {
     }
 }
 
+/// The same, of a setting that a kernel without the feature does not have: then there is nothing to set.
+pub fn write_if_there(key: &str, value: &str) -> Result<()> {
+    match write(key, value) {
+        Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written.map(drop),
+    }
+}
+
 fn file(key: &str) -> io::Result<PathBuf> {
     let path = match key.find(['.', '/']) {
         Some(at) if key.get(at..).is_some_and(|rest| rest.starts_with('/')) => key.to_owned(),

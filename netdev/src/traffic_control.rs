@@ -1,5 +1,5 @@
 //! Messages of the kernel's traffic control (linux/pkt_sched.h, linux/pkt_cls.h), as far as [shapers](crate::shaper)
-//! need them.
+//! and [link shapers](crate::link_shaper) need them.
 
 use netlink_packet_core::{DecodeError, DefaultNla, Emitable, NlasIterator, parse_u32, parse_u64};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -33,17 +33,13 @@ pub(crate) fn message(index: u32, handle: TcHandle, parent: TcHandle) -> TcMessa
     message
 }
 
-/// An HTB as a device's root, which sends what belongs to no class unhindered.
-pub(crate) fn htb_root(index: u32) -> RouteNetlinkMessage {
-    const TCA_HTB_INIT: u16 = 2;
+/// An HTB as a device's root. What belongs to no class goes into the one of this number, and while there is none of
+/// it, as there is never of 0, is sent unhindered.
+pub(crate) fn htb_root(index: u32, default_class: u16) -> RouteNetlinkMessage {
     // struct tc_htb_glob: version, rate2quantum, default class, debug, direct packets.
-    let init = words(&[3, 10, 0, 0, 0]);
+    let init = words(&[3, 10, default_class.into(), 0, 0]);
     let message = message(index, ROOT, TcHandle::ROOT);
-    RouteNetlinkMessage::NewQueueDiscipline(with_options(
-        message,
-        "htb",
-        nest(&[attribute(TCA_HTB_INIT, init)]),
-    ))
+    RouteNetlinkMessage::NewQueueDiscipline(with_options(message, "htb", nest(&[attribute(htb::INIT, init)])))
 }
 
 /// The hooks for filters of what a device receives and sends.
@@ -72,6 +68,7 @@ pub(crate) fn htb_class(index: u32, class: u16, shape: &Shape) -> RouteNetlinkMe
 
 mod htb {
     pub(super) const PARMS: u16 = 1;
+    pub(super) const INIT: u16 = 2;
     pub(super) const RATE64: u16 = 6;
     pub(super) const CEIL64: u16 = 7;
 }
@@ -211,6 +208,8 @@ pub(crate) struct Description {
     pub(crate) burst_ticks: u32,
     /// Of a TBF: the length of its queue.
     pub(crate) queue_bytes: Option<u32>,
+    /// Of an HTB: the class for what belongs to no other.
+    pub(crate) default_class: u32,
 }
 
 /// Reads the body of RTM_NEWQDISC and RTM_NEWTCLASS.
@@ -247,6 +246,8 @@ fn options(found: &mut Description, options: &[u8]) -> Result<(), DecodeError> {
                 found.bytes_per_second = found.bytes_per_second.max(word(8)?.into());
                 found.burst_ticks = word(24)?;
             }
+            // struct tc_htb_glob.
+            ("htb", htb::INIT) => found.default_class = word(8)?,
             ("htb", htb::RATE64) => found.bytes_per_second = parse_u64(value)?,
             // struct tc_tbf_qopt: the length follows two tc_ratespec.
             ("tbf", tbf::PARMS) => found.queue_bytes = Some(word(24)?),

@@ -62,6 +62,13 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::create_vlan`]; `EEXIST` only if the name belongs to a link of another kind, master or VLAN.
     pub fn ensure_vlan(&self, name: &str, master: u32, vlan_id: u16) -> Result<VlanLink> {
+        // What there is in most cases; the attempt to make it again would list all links.
+        if let Some(link) = self.link_by_name(name)?
+            && link.up
+            && is_vlan_of(&link, master, vlan_id)
+        {
+            return Ok(VlanLink { index: link.index, name: link.name, made: false });
+        }
         match self.create_vlan(name, master, vlan_id) {
             Ok(()) => {
                 let index =

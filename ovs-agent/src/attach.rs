@@ -1,4 +1,4 @@
-//! The CNI verbs: ADD, DEL, CHECK, GC and STATUS of attachments to the overlay; what concerns macvlan goes on from here to
+//! The CNI verbs: ADD, DEL, GC and STATUS of attachments to the overlay; what concerns macvlan goes on from here to
 //! [`macvlan`](crate::macvlan).
 //!
 //! ADD takes an address and a port, makes the veth pair straight in the pod's namespace, and then at once records the
@@ -6,7 +6,6 @@
 //! that may be done twice, so that one [`detach`] undoes an ADD that failed anywhere, serves DEL, and finishes what an
 //! agent that died has left.
 
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,14 +22,15 @@ use tracing::{info, warn};
 
 use crate::attachment::{Attachment, AttachmentId};
 use crate::bridge::BridgeError;
-use crate::macvlan::attach as macvlan;
-use crate::macvlan::check::check as check_macvlan;
-use crate::model::Object;
+use crate::check::check;
+use crate::macvlan::{attach as macvlan_attach, detach as macvlan_detach, limits as macvlan_limits};
 use crate::node::{Node, State, Wish};
 use crate::tenants;
 
 /// How long an ADD waits for what its tenant needs before it asks the runtime to try again.
 const TENANT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a call for a pod on the overlay waits for an agent that has just started to know its pods.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Carries out one call of the plugin.
 pub(crate) async fn handle(node: &Arc<Node>, request: Request) -> Response {
@@ -52,6 +52,21 @@ fn status(node: &Node, request: &Request) -> Result<(), Error> {
     obstacle.map_or(Ok(()), |obstacle| Err(Error::not_available(obstacle)))
 }
 
+/// Waits, not for ever, until the overlay's pods are known.
+async fn recovered(node: &Node) -> Result<(), Error> {
+    let known = tokio::time::timeout(RECOVERY_TIMEOUT, node.recovered()).await;
+    known.map_err(|_| Error::try_again(node.without_database()))
+}
+
+/// The same, for a call about one attachment: one on a segment need not wait.
+pub(crate) async fn recovered_for(node: &Node, request: &Request, id: &AttachmentId) -> Result<(), Error> {
+    // To know whose it is takes a look at the disk, and once all is known it does not matter.
+    if node.is_recovered() || request.conf.mode == Mode::Macvlan || macvlan_detach::has(node, id) {
+        return Ok(());
+    }
+    recovered(node).await
+}
+
 pub(crate) fn id_of(request: &Request) -> AttachmentId {
     AttachmentId {
         network: request.conf.name.clone(),
@@ -62,7 +77,7 @@ pub(crate) fn id_of(request: &Request) -> AttachmentId {
 
 async fn add(node: &Arc<Node>, request: &Request) -> Result<Success, Error> {
     if request.conf.mode == Mode::Macvlan {
-        return macvlan::add(node, request).await;
+        return macvlan_attach::add(node, request).await;
     }
     if let Some(ipam) = &request.conf.ipam {
         return Err(Error::invalid_config(format!(
@@ -130,7 +145,6 @@ fn wish(request: &Request) -> Result<Wish, Error> {
 }
 
 /// The pod's side of an attachment.
-#[derive(Clone)]
 struct PodEnd {
     netns: PathBuf,
     ifname: String,
@@ -160,10 +174,7 @@ async fn attach(node: &Arc<Node>, attachment: Attachment) -> Result<Success, Err
     limit(node, &attachment).await?;
     make_veth(node, &pod).await?;
     let flows = node.commit(|state| state.model.attach(attachment.clone()));
-    let configured = blocking({
-        let pod = pod.clone();
-        move || configure(&pod)
-    });
+    let configured = blocking(|| configure(&pod));
     let (given, configured) = tokio::join!(node.bridge.add(&attachment), configured);
     let given = given.map_err(bridge_error)?;
     configured.map_err(netdev_error)?;
@@ -195,12 +206,17 @@ async fn limit(node: &Node, attachment: &Attachment) -> Result<(), Error> {
 
 /// Changes the limits of a running pod, on every interface that it has here, without losing a packet.
 pub(crate) async fn change_limits(node: &Arc<Node>, change: LimitChange) -> Result<(), Error> {
+    recovered(node).await?;
     let ids: Vec<AttachmentId> = {
         let state = node.state();
         let pods = state.model.attachments().filter(|a| a.tenant == change.namespace && a.pod == change.pod);
         pods.map(|a| a.id.clone()).collect()
     };
-    if ids.is_empty() {
+    let on_segments = macvlan_limits::change(node, &change).await?;
+    if ids.is_empty() && on_segments == 0 {
+        if let Some(obstacle) = node.macvlan.obstacle() {
+            return Err(Error::try_again(obstacle));
+        }
         let pod = format!("{}/{}", change.namespace, change.pod);
         return Err(Error::new(code::CONTAINER_UNKNOWN, format!("pod {pod} has no interface on this node")));
     }
@@ -227,8 +243,8 @@ pub(crate) async fn change_limits(node: &Arc<Node>, change: LimitChange) -> Resu
 
 /// Makes the veth pair. What a DEL has handed to the reaper may still have one of the two names.
 async fn make_veth(node: &Node, pod: &PodEnd) -> Result<(), Error> {
-    let make = |pod: PodEnd| {
-        blocking(move || {
+    let make = || {
+        blocking(|| {
             let netns = NetNs::open(&pod.netns)?;
             let netlink = Netlink::open()?;
             let veth = netlink.create_veth(&VethPair {
@@ -246,21 +262,18 @@ async fn make_veth(node: &Node, pod: &PodEnd) -> Result<(), Error> {
             // With IPv6 the kernel would talk to the pod past the switch, and put three routes for each pod into tables
             // that ovs-vswitchd reads again at every change. A kernel without IPv6 has no such setting.
             let setting = format!("net/ipv6/conf/{}/disable_ipv6", pod.link);
-            match sysctl::write(&setting, "1") {
-                Err(tenon_netdev::Error::Sysctl { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-                written => drop(written?),
-            }
+            sysctl::write_if_there(&setting, "1")?;
             netlink.set_up(veth.host_index)
         })
     };
-    match make(pod.clone()).await {
+    match make().await {
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
             // A link of ours without a record is what a dead agent has left of this very attachment.
             node.reaper.doom(pod.link.clone());
             node.reaper.idle().await;
-            make(pod.clone()).await.map(drop).map_err(netdev_error)
+            make().await.map_err(netdev_error)
         }
-        made => made.map(drop).map_err(netdev_error),
+        made => made.map_err(netdev_error),
     }
 }
 
@@ -312,6 +325,7 @@ fn success(attachment: &Attachment, pod: &PodEnd) -> Success {
 
 async fn del(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
     let id = id_of(request);
+    recovered_for(node, request, &id).await?;
     let _claim = node.claim_when_free(&id).await?;
     let attachment = node.state().model.attachment(&id).cloned();
     match attachment {
@@ -319,8 +333,8 @@ async fn del(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
             detach(node, attachment).await;
             info!(attachment = %id, "detached");
         }
-        None if request.conf.mode == Mode::Macvlan || macvlan::has(node, &id) => {
-            macvlan::del(node, request, &id).await?;
+        None if request.conf.mode == Mode::Macvlan || macvlan_detach::has(node, &id) => {
+            macvlan_detach::del(node, request, &id).await?;
         }
         // Also what an ADD that died with its agent has left, if it has.
         None => node.reaper.doom(id.link_name()),
@@ -381,6 +395,9 @@ async fn gc(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
             .iter()
             .any(|a| a.container_id == id.container_id && a.ifname == id.ifname)
     };
+    if request.conf.mode == Mode::Overlay {
+        recovered(node).await?;
+    }
     let stale: Vec<AttachmentId> = {
         let state = node.state();
         let ours = state.model.attachments().map(|a| &a.id).filter(|id| id.network == request.conf.name);
@@ -394,104 +411,13 @@ async fn gc(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
             info!(attachment = %id, "collected");
         }
     }
-    macvlan::gc(node, request).await
+    macvlan_detach::gc(node, request).await
 }
 
-async fn check(node: &Arc<Node>, request: &Request) -> Result<(), Error> {
-    let id = id_of(request);
-    let fault = |fault: String| Error::new(code::CHECK_FAILED, format!("{id}: {fault}"));
-    let Some(attachment) = node.state().model.attachment(&id).cloned() else {
-        if request.conf.mode == Mode::Macvlan || macvlan::has(node, &id) {
-            return check_macvlan(node, request).await;
-        }
-        return Err(Error::container_unknown(&id.container_id).with_details(format!("{id} is not attached")));
-    };
-    if let Some(netns) = &request.arguments.netns
-        && *netns != attachment.netns
-    {
-        return Err(fault(format!(
-            "CNI_NETNS is {}, it was attached in {}",
-            netns.display(),
-            attachment.netns.display()
-        )));
-    }
-    let expected = request.conf.prev_result.as_ref();
-    if let Some(ip) = expected.and_then(|result| result.ips.first())
-        && ip.address.address() != attachment.ip
-    {
-        return Err(fault(format!(
-            "prevResult has {}, it was given {}",
-            ip.address.address(),
-            attachment.ip
-        )));
-    }
-    let (gateway, prefix, mtu) = {
-        let state = node.state();
-        let place = state.place.as_ref().ok_or_else(|| Error::try_again("the node has no subnet yet"))?;
-        (place.network.gateway, place.network.subnet.prefix_len(), place.mtu)
-    };
-    let pod = attachment.clone();
-    let faults = blocking(move || inspect(&pod, prefix, gateway.into(), mtu)).await.map_err(netdev_error)?;
-    if let Some(found) = faults {
-        return Err(fault(found));
-    }
-    let shapers = node.state().shapers();
-    if let Ok(shapers) = shapers {
-        let pod = attachment.clone();
-        let limits = blocking(move || shapers.check(&pod, mtu)).await.map_err(netdev_error)?;
-        limits.map_err(|found| fault(found.to_string()))?;
-    }
-    node.bridge.check(&attachment).map_err(|found| fault(found.to_string()))?;
-    match node.reconciler.missing(Object::Attachment(id.clone())).await {
-        Ok(None) => Ok(()),
-        Ok(Some(flow)) => Err(fault(format!("flow {flow} is not in the switch"))),
-        Err(error) => Err(Error::try_again(error.to_string())),
-    }
-}
-
-/// What is wrong with an attachment in the kernel.
-fn inspect(
-    pod: &Attachment,
-    prefix: u8,
-    gateway: IpAddr,
-    mtu: u32,
-) -> Result<Option<String>, tenon_netdev::Error> {
-    let name = pod.id.link_name();
-    match Netlink::open()?.link_by_name(&name)? {
-        None => return Ok(Some(format!("link {name} is gone"))),
-        Some(link) if !link.up => return Ok(Some(format!("link {name} is down"))),
-        Some(_) => {}
-    }
-    let netlink = Netlink::open_in(&NetNs::open(&pod.netns)?)?;
-    let ifname = &pod.id.ifname;
-    let Some(link) = netlink.link_by_name(ifname)? else {
-        return Ok(Some(format!("the pod has no {ifname}")));
-    };
-    let address = IpNet::V4(Ipv4Net::new_assert(pod.ip, prefix));
-    let routes = netlink.routes(tenon_netdev::RouteFilter { device: Some(link.index), table: None })?;
-    let has_route = routes.iter().any(|r| r.destination.prefix_len() == 0 && r.gateway == Some(gateway));
-    Ok(if !link.up {
-        Some(format!("the pod's {ifname} is down"))
-    } else if link.mac != Some(pod.mac.0) {
-        Some(format!("the pod's {ifname} does not have the MAC {}", pod.mac))
-    } else if link.mtu > mtu {
-        Some(format!("the pod's {ifname} has an MTU of {}, more than the overlay's {mtu}", link.mtu))
-    } else if !netlink.addresses(link.index)?.iter().any(|a| a.address == address) {
-        Some(format!("the pod's {ifname} does not have the address {address}"))
-    } else if !has_route {
-        Some(format!("the pod has no default route by {gateway}"))
-    } else {
-        None
-    })
-}
-
-/// Runs what blocks on a thread that may.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        // The task is never cancelled, so it has panicked: a defect, and the caller's to die of.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+/// Runs what blocks, on this very thread; the runtime's other tasks go on with another. To have a thread of the pool do it
+/// would wait for it to wake up, and then for this one: as long as many of the kernel's answers take.
+pub(crate) async fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
 }
 
 pub(crate) fn netdev_error(error: tenon_netdev::Error) -> Error {

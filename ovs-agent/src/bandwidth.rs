@@ -31,9 +31,18 @@ pub(crate) struct Shapers {
 #[derive(Debug, ThisError)]
 #[error("its {direction} limit is {found}, it should be {wanted}")]
 pub(crate) struct LimitFault {
-    direction: &'static str,
-    wanted: String,
-    found: String,
+    pub(crate) direction: &'static str,
+    pub(crate) wanted: String,
+    pub(crate) found: String,
+}
+
+/// The limit for the kernel, of an interface with this MTU; `None` for a rate of 0.
+pub(crate) fn limit_of(of: tenon_cni::Limit, mtu: u32) -> Option<Limit> {
+    Some(Limit {
+        bits_per_second: NonZeroU64::new(of.rate_bps)?,
+        burst_bits: of.burst_bits.and_then(NonZeroU64::new),
+        mtu,
+    })
 }
 
 /// A direction's class in the kernel, for a pod.
@@ -145,15 +154,7 @@ impl Shapers {
     }
 
     fn wanted(&self, bandwidth: Bandwidth, mtu: u32) -> [Wanted; 2] {
-        let limit = |of: Option<tenon_cni::Limit>| {
-            of.and_then(|of| {
-                Some(Limit {
-                    bits_per_second: NonZeroU64::new(of.rate_bps)?,
-                    burst_bits: of.burst_bits.and_then(NonZeroU64::new),
-                    mtu,
-                })
-            })
-        };
+        let limit = |of: Option<tenon_cni::Limit>| of.and_then(|of| limit_of(of, mtu));
         [
             Wanted {
                 direction: "egress",

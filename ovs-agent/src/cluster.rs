@@ -108,6 +108,7 @@ impl Follower {
                         self.lease = Some(lease);
                         None
                     }
+                    () = self.node.recovered(), if view.is_some() && !placed && !self.node.is_recovered() => None,
                     () = tokio::time::sleep(RETRY), if view.is_some() && !placed => None,
                 };
                 match event {
@@ -319,6 +320,11 @@ impl Follower {
 
     /// The node has its subnet: from here on it forwards.
     async fn settle(&self, view: &View, own: SettledSubnet) -> bool {
+        if !self.node.is_recovered() {
+            // The flows are made for the pods there are; without knowing them it would cut them off.
+            self.not_ready(self.node.without_database());
+            return false;
+        }
         let underlay = self.underlay;
         let mtu = match tokio::task::spawn_blocking(move || host::pod_mtu(underlay)).await {
             Ok(Ok(mtu)) => mtu,

@@ -23,21 +23,31 @@ use crate::node::{Node, State};
 const INTERVAL: Duration = Duration::from_secs(10);
 /// After a pass that failed.
 const RETRY: Duration = Duration::from_millis(200);
+/// How often it is told that OVSDB is waited for.
+const RECOVERY_NOTICE: Duration = Duration::from_secs(10);
 /// Changes of OVSDB come in swarms; a pass waits for the swarm to end.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Takes the attachments over that the last agent recorded. Before this no call of the plugin is answered.
-pub(crate) fn recover(node: &Node) {
+/// Takes the attachments over that the last agent recorded, once OVSDB is there. Before this nothing is done to the
+/// overlay's pods or flows.
+async fn recover(node: &Node) {
+    while let Err(error) = node.bridge.client().wait_connected(RECOVERY_NOTICE).await {
+        warn!(%error, "waiting for OVSDB, where this node's pods on the overlay are recorded");
+        node.set_node_obstacle(Some(node.without_database()));
+    }
     let recorded = node.bridge.recorded().unwrap_or_default();
     let mut state = node.state();
     for attachment in recorded.attachments {
         state.reserve_found(&attachment);
         state.model.attach(attachment);
     }
+    drop(state);
+    node.set_recovered();
 }
 
-/// Makes passes, for ever.
+/// Recovers, and then makes passes, for ever.
 pub(crate) async fn run(node: Arc<Node>) {
+    recover(&node).await;
     let mut database = node.bridge.client().changes();
     let mut switch = node.reconciler.synced();
     let mut pause = Duration::ZERO;
@@ -81,7 +91,7 @@ fn concerns(node: &Node, event: &Event) -> bool {
 async fn pass(node: &Arc<Node>) -> Result<(), String> {
     let say = |error: &dyn std::fmt::Display| error.to_string();
     if !node.bridge.client().connected() {
-        return Err(format!("OVSDB at {} cannot be reached: is ovsdb-server running?", node.config.ovs.db));
+        return Err(node.without_database());
     }
     let (network, mtu) = match &node.state().place {
         Some(place) => (place.network.clone(), place.mtu),

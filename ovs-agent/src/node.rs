@@ -42,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) keep: Notify,
     freed: Notify,
     obstacles: watch::Sender<Obstacles>,
+    /// Whether the model has the attachments that the last agent recorded.
+    recovered: watch::Sender<bool>,
 }
 
 /// What keeps pods from being attached, for people.
@@ -120,6 +122,7 @@ impl Node {
             tenants_changed: watch::Sender::new(()),
             keep: Notify::new(),
             freed: Notify::new(),
+            recovered: watch::Sender::new(false),
             obstacles: watch::Sender::new(Obstacles {
                 cluster: Some("etcd has not answered yet".to_owned()),
                 node: Some("the bridge has not been looked at yet".to_owned()),
@@ -186,6 +189,29 @@ impl Node {
             }
             true
         });
+    }
+
+    /// Says that the model has the attachments that the last agent recorded.
+    pub(crate) fn set_recovered(&self) {
+        self.recovered.send_replace(true);
+    }
+
+    pub(crate) fn is_recovered(&self) -> bool {
+        *self.recovered.borrow()
+    }
+
+    /// Why nothing can be done without OVSDB, for people.
+    pub(crate) fn without_database(&self) -> String {
+        let db = &self.config.ovs.db;
+        format!(
+            "OVSDB at {db} cannot be reached, where this node's pods on the overlay are recorded: is ovsdb-server running?"
+        )
+    }
+
+    /// Waits until the model has the attachments that the last agent recorded.
+    pub(crate) async fn recovered(&self) {
+        // The sender is a field of self.
+        let _ = self.recovered.subscribe().wait_for(|recovered| *recovered).await;
     }
 
     /// Claims an attachment for an ADD or DEL; the claim ends when what is returned is dropped.

@@ -32,6 +32,8 @@ pub struct Plan {
     pub internet: bool,
     /// Whether the agents are started; without, only Open vSwitch, etcd and the underlay are.
     pub agents: bool,
+    /// Whether nodes have Open vSwitch; without, their uplink is the kernel's and they serve macvlan pods alone.
+    pub overlay: bool,
 }
 
 impl Default for Plan {
@@ -44,6 +46,7 @@ impl Default for Plan {
             host_bits: 10,
             internet: false,
             agents: true,
+            overlay: true,
         }
     }
 }
@@ -105,9 +108,8 @@ impl Cluster {
         let mut cluster = Self { nodes: Vec::new(), internet, etcd, underlay, datapath, ground };
         let made: Vec<Result<Node, BedError>> = thread::scope(|scope| {
             let cluster = &cluster;
-            let threads: Vec<_> = (1..=plan.nodes)
-                .map(|index| scope.spawn(move || cluster.make_node(index, plan.agents)))
-                .collect();
+            let threads: Vec<_> =
+                (1..=plan.nodes).map(|index| scope.spawn(move || cluster.make_node(index, plan))).collect();
             threads
                 .into_iter()
                 .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -118,15 +120,17 @@ impl Cluster {
         }
         if plan.agents {
             for node in &cluster.nodes {
-                node.wait_ready().inspect_err(|_| cluster.ground.fail())?;
+                let mode = if plan.overlay { "overlay" } else { "macvlan" };
+                node.wait_ready_for(mode).inspect_err(|_| cluster.ground.fail())?;
             }
         }
         Ok(cluster)
     }
 
-    fn make_node(&self, index: u8, agent: bool) -> Result<Node, BedError> {
-        let node = self.bare_node(&format!("node{index}"), node_address(index))?;
-        if agent {
+    fn make_node(&self, index: u8, plan: &Plan) -> Result<Node, BedError> {
+        let datapath = plan.overlay.then_some(self.datapath);
+        let node = self.node_with(datapath, &format!("node{index}"), node_address(index))?;
+        if plan.agents {
             node.launch_agent()?;
         }
         Ok(node)
@@ -134,7 +138,11 @@ impl Cluster {
 
     /// A further node, or a host outside the cluster, without an agent yet.
     pub fn bare_node(&self, name: &str, address: Ipv4Addr) -> Result<Node, BedError> {
-        Node::create(&self.ground, &self.underlay, self.datapath, name, address, self.etcd.endpoints())
+        self.node_with(Some(self.datapath), name, address)
+    }
+
+    fn node_with(&self, datapath: Option<Datapath>, name: &str, address: Ipv4Addr) -> Result<Node, BedError> {
+        Node::create(&self.ground, &self.underlay, datapath, name, address, self.etcd.endpoints())
     }
 
     /// A node, counted from 1.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::{
@@ -108,6 +109,15 @@ impl Etcd {
             process.kill();
         }
         Ok(())
+    }
+
+    /// Sends a member, counted from 0, a signal, such as SIGSTOP: its clients hear nothing, and what they have sent
+    /// meanwhile reaches it with SIGCONT.
+    pub fn signal_member(&self, position: usize, signal: Signal) -> Outcome {
+        match &*self.member(position)?.process.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(process) => process.signal(signal),
+            None => Err(BedError::answer(format!("signal etcd member {position}"), "it does not run")),
+        }
     }
 
     /// `etcdctl ARGS`, tried again for a while when a member has just died: etcdctl gives up on the call it had

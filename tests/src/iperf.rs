@@ -18,6 +18,7 @@ use crate::{
     command::{Tool, until},
     datapath::{Datapath, patience},
     error::BedError,
+    limits::INGRESS_DEVICE,
     matrix::Place,
     netns,
 };
@@ -35,6 +36,8 @@ const SLOW_PACING_US: &str = "2000";
 /// A shorter interval is the end of a measurement.
 const SHORTEST_SECOND: f64 = 0.9;
 
+/// The links of the calling thread's namespace and their counts (proc_pid_net(5)).
+const DEVICES: &str = "/proc/thread-self/net/dev";
 /// Between two looks at the interface's count.
 const LOOK: Duration = Duration::from_millis(5);
 /// What iperf3 says before it begins, at most.
@@ -134,12 +137,16 @@ struct Look {
     to: Instant,
 }
 
-/// Looks at the count of this thread's `eth0` again and again.
+/// Looks at the count of this thread's `eth0` again and again. Where what that receives has a limit behind it, in a
+/// device of a macvlan pod, it is the count of that device.
 fn watch(done: &AtomicBool) -> Vec<Look> {
+    let table = fs::read_to_string(DEVICES).unwrap_or_default();
+    let mut names = table.lines().filter_map(|line| line.split(':').next()).map(str::trim);
+    let link = names.find(|name| name.starts_with(INGRESS_DEVICE)).unwrap_or("eth0");
     let mut looks = Vec::new();
     while !done.load(Ordering::Relaxed) {
         let from = Instant::now();
-        let bytes = received_bytes(Path::new("/proc/thread-self/net/dev"), "eth0");
+        let bytes = received_bytes(Path::new(DEVICES), link);
         looks.extend(bytes.map(|bytes| Look { from, bytes, to: Instant::now() }));
         thread::sleep(LOOK);
     }

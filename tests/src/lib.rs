@@ -25,6 +25,7 @@ pub mod limits;
 pub mod matrix;
 pub mod netns;
 pub mod node;
+pub mod numbers;
 pub mod ovs;
 pub mod pod;
 pub mod probe;

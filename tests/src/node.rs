@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::{
     cni::Cni,
@@ -74,11 +75,11 @@ pub struct Node {
 }
 
 impl Node {
-    /// Plugs a node into the underlay and starts its Open vSwitch. The agent is started apart.
+    /// Plugs a node into the underlay and starts its Open vSwitch, if it is to have one. The agent is started apart.
     pub fn create(
         ground: &Arc<Ground>,
         underlay: &Underlay,
-        datapath: Datapath,
+        datapath: Option<Datapath>,
         name: &str,
         address: Ipv4Addr,
         etcd_endpoints: Vec<String>,
@@ -86,7 +87,12 @@ impl Node {
         let netns = Netns::create(ground, name)?;
         underlay.plug(&netns, name)?;
         let dir = ground.dir().join(name);
-        let ovs = Ovs::start(ground, &dir.join("ovs"), netns.path(), datapath)?;
+        let ovs = match datapath {
+            Some(datapath) => Ovs::start(ground, &dir.join("ovs"), netns.path(), datapath)?,
+            None => Ovs::absent(ground, &dir.join("ovs"), netns.path())?,
+        };
+        // Without Open vSwitch the uplink is as with the kernel's datapath.
+        let datapath = datapath.unwrap_or(Datapath::Kernel);
         if datapath == Datapath::Userspace {
             let mtu = format!("mtu_request={}", underlay.mtu());
             ovs.vsctl(&[
@@ -257,9 +263,14 @@ impl Node {
         self.wait_ready()
     }
 
-    /// Waits until the agent says by STATUS that pods can be attached.
+    /// Waits until the agent says by STATUS that pods can be attached to the overlay.
     pub fn wait_ready(&self) -> Outcome {
-        let cni = self.cni()?.version("1.1.0");
+        self.wait_ready_for("overlay")
+    }
+
+    /// Waits until the agent says by STATUS that pods can be attached in this mode.
+    pub fn wait_ready_for(&self, mode: &str) -> Outcome {
+        let cni = self.cni()?.with("mode", json!(mode)).version("1.1.0");
         until(&format!("a ready agent on {}", self.name), patience(READY), || {
             let reply = cni.call("STATUS", None).map_err(|e| e.to_string())?;
             if reply.success { Ok(()) } else { Err(reply.text) }

@@ -37,7 +37,7 @@ impl Ovs {
         netns: PathBuf,
         datapath: Datapath,
     ) -> Result<Self, BedError> {
-        fs::create_dir_all(dir).map_err(|e| BedError::system(format!("make {}", dir.display()), e))?;
+        let mut ovs = Self::absent(ground, dir, netns)?;
         if datapath == Datapath::Kernel {
             until("an uptime of 10 s", Duration::from_secs(15), || {
                 let uptime = fs::read_to_string("/proc/uptime").map_err(|e| e.to_string())?;
@@ -45,13 +45,16 @@ impl Ovs {
                 if seconds > EARLIEST_UPTIME_SECONDS { Ok(()) } else { Err(uptime) }
             })?;
         }
-        let ovs =
-            Self { vswitchd: None, ovsdb: None, dir: dir.to_owned(), netns, ground: Arc::clone(ground) };
         Tool::new("ovsdb-tool").args(["create", &ovs.file("conf.db"), SCHEMA]).run()?;
-        let mut ovs = ovs;
         ovs.start_ovsdb()?;
         ovs.start_vswitchd()?;
         Ok(ovs)
+    }
+
+    /// A place for one that is not there.
+    pub fn absent(ground: &Arc<Ground>, dir: &Path, netns: PathBuf) -> Result<Self, BedError> {
+        fs::create_dir_all(dir).map_err(|e| BedError::system(format!("make {}", dir.display()), e))?;
+        Ok(Self { vswitchd: None, ovsdb: None, dir: dir.to_owned(), netns, ground: Arc::clone(ground) })
     }
 
     fn file(&self, name: &str) -> String {
@@ -115,6 +118,14 @@ impl Ovs {
     /// Ends ovsdb-server.
     pub fn end_ovsdb(&mut self, hard: bool) {
         end(self.ovsdb.take(), hard);
+    }
+
+    /// How many files ovs-vswitchd has open. On the userspace datapath every port has one, which is closed some time
+    /// after the port has gone.
+    pub fn open_files(&self) -> Result<usize, BedError> {
+        let pid = self.vswitchd.as_ref().map_or(0, Process::pid);
+        let dir = format!("/proc/{pid}/fd");
+        Ok(fs::read_dir(&dir).map_err(|e| BedError::system(format!("list {dir}"), e))?.count())
     }
 
     /// `ovs-vsctl ARGS`.

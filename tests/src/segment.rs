@@ -135,6 +135,13 @@ impl Switch {
         self.vlan(&["add", "dev", port, "vid", &vlan.to_string(), "pvid", "untagged"])
     }
 
+    /// Whether the switch sends frames back to the port that they came from (reflective relay, IEEE 802.1Qbg).
+    pub fn set_hairpin(&self, port: &str, on: bool) -> Outcome {
+        let state = if on { "on" } else { "off" };
+        let args = ["-n", self.netns.name(), "link", "set", "dev", port, "hairpin", state];
+        Tool::new("bridge").args(args).run().map(|_| ())
+    }
+
     fn vlan(&self, args: &[&str]) -> Outcome {
         Tool::new("bridge").args(["-n", self.netns.name(), "vlan"]).args(args).run().map(|_| ())
     }

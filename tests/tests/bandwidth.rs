@@ -5,12 +5,11 @@ use std::{collections::BTreeMap, thread, time::Duration};
 
 use serde_json::{Value, json};
 use tenon_tests::{
-    BedError, Cluster, Outcome, Plan,
+    BedError, Outcome, Plan,
     command::Tool,
     datapath::Datapath,
     iperf::{Load, Received, measure},
-    limits::require_limit,
-    matrix::Place,
+    limits::{Case, measure_at_once, require_limit},
     pod::Pod,
     probe, run,
     stream::Stream,
@@ -28,23 +27,6 @@ fn is_free(what: &str, limit: u64, received: &Received) {
     assert!(times > 4.0, "{what}: only {times:.2} times the limit");
 }
 
-/// A pod that is limited to [`LIMIT`] in one direction, and one on either node to talk to.
-struct Case {
-    name: String,
-    pod: Place,
-    peer: Place,
-    ingress: bool,
-    load: Load,
-}
-
-impl Case {
-    fn measure(&self, cluster: &Cluster, limited: bool) -> Result<Received, BedError> {
-        let (from, to) =
-            if self.ingress == limited { (&self.peer, &self.pod) } else { (&self.pod, &self.peer) };
-        measure(cluster, from, to, if limited { self.load } else { Load::Tcp }, if limited { 4 } else { 2 })
-    }
-}
-
 /// plugins#609: 2 Gbit/s in the first second at a 15M limit. kube-ovn#927, #4867, cilium#15824: directions swapped,
 /// UDP or traffic within the node not limited.
 #[test]
@@ -60,7 +42,8 @@ fn limits_hold_from_the_first_second_and_leave_the_other_direction_free() -> Out
                     let peer = cluster.node(peers_node).pod("a", &format!("peer-{name}"))?;
                     let pod = cluster.node(1).limited_pod("a", &name, ingress, egress)?;
                     let ingress = ingress > 0;
-                    cases.push(Case { name, pod: pod.place()?, peer: peer.place()?, ingress, load });
+                    let (here, there) = (pod.place()?, peer.place()?);
+                    cases.push(Case { name, pod: here, peer: there, ingress, load, seconds: 4 });
                     pods.extend([pod, peer]);
                 }
             }
@@ -68,20 +51,13 @@ fn limits_hold_from_the_first_second_and_leave_the_other_direction_free() -> Out
         // User-Mode Linux has one slow CPU, which eight at a time are too much for.
         let at_a_time = if cluster.datapath == Datapath::Kernel { 2 } else { cases.len() };
         for cases in cases.chunks(at_a_time) {
-            let received: Vec<Result<Received, BedError>> = thread::scope(|scope| {
-                let threads: Vec<_> =
-                    cases.iter().map(|case| scope.spawn(|| case.measure(cluster, true))).collect();
-                threads
-                    .into_iter()
-                    .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                    .collect()
-            });
+            let received = measure_at_once(cluster, cases);
             for (case, received) in cases.iter().zip(received) {
                 require_limit(&case.name, LIMIT, &received?);
             }
         }
         for case in cases.iter().filter(|case| case.load == Load::Tcp) {
-            is_free(&format!("reverse of {}", case.name), LIMIT, &case.measure(cluster, false)?);
+            is_free(&format!("reverse of {}", case.name), LIMIT, &case.measure_reverse(cluster)?);
         }
         Ok(())
     })

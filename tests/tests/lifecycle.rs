@@ -8,6 +8,7 @@ use tenon_tests::{
     datapath::patience,
     matrix::Matrix,
     node::Node,
+    numbers::Numbers,
     pod::Pod,
     probe, run,
 };
@@ -124,16 +125,6 @@ fn second_add_is_refused_and_the_first_unharmed() -> Outcome {
     })
 }
 
-/// A small generator of numbers that look random and are the same in every run (Numerical Recipes' constants).
-struct Numbers(u32);
-
-impl Numbers {
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) % limit
-    }
-}
-
 /// antrea#430: port numbers are used again, and a late DEL removed the new pod's flows. ADD, DEL and late DEL are
 /// interleaved, and the network is compared with a model: the pods that should be there.
 #[test]
@@ -142,7 +133,7 @@ fn interleaved_adds_and_dels_match_a_model() -> Outcome {
         cluster.add_tenants(&["a", "b"])?;
         let node = cluster.node(1);
         let empty = node.traces()?;
-        let mut numbers = Numbers(7);
+        let mut numbers = Numbers::new(7);
         let mut pods: [Option<Pod>; 5] = [const { None }; 5];
         let mut late = Vec::new();
         for round in 1..=40 {
@@ -211,7 +202,7 @@ fn agent_killed_at_any_step_leaks_nothing() -> Outcome {
         cluster.add_tenants(&["a"])?;
         let node = cluster.node(1);
         let before = node.traces()?;
-        let mut numbers = Numbers(11);
+        let mut numbers = Numbers::new(11);
         for round in 0..30 {
             let delay = Duration::from_micros(u64::from(numbers.below(15_000)));
             let mut pod = node.sandbox("a", &format!("k{round}"))?;

@@ -19,6 +19,7 @@ use tenon_tests::{
     datapath::patience,
     netns::Netns,
     node::Node,
+    numbers::Numbers,
     pod::{Pod, container_id},
     probe, run,
     segment::{MASTER, Switch, held_by, mac_of, on_segments, ping6, record},
@@ -242,16 +243,6 @@ fn etcd_away_means_try_again_and_releases_are_made_good() -> Outcome {
     })
 }
 
-/// A small generator of numbers that look random and are the same in every run (Numerical Recipes' constants).
-struct Numbers(u32);
-
-impl Numbers {
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) % limit
-    }
-}
-
 /// plugins#252 and many more: an agent that dies at any step of ADD or DEL loses and doubles no address. The leases
 /// are compared with the live pods after every death.
 #[test]
@@ -262,7 +253,7 @@ fn agent_killed_at_any_step_loses_no_address() -> Outcome {
         let node = cluster.node(1);
         let keepers = [node.segment_pod("lan", "a", "keeper0")?, node.segment_pod("lan", "a", "keeper1")?];
         let kept = held_by(&[&keepers[0], &keepers[1]])?;
-        let mut numbers = Numbers(23);
+        let mut numbers = Numbers::new(23);
         for round in 0..20 {
             let delay = Duration::from_micros(u64::from(numbers.below(20_000)));
             let mut pod = node.segment_sandbox("lan", "a", &format!("k{round}"))?;

@@ -2,14 +2,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tenon_netdev::{Announcement, MacvlanMode};
+use tenon_netdev::{Announcer, MacvlanMode};
 
 use crate::capture::Capture;
 use crate::segment::{Pod, Segment, add_addresses, mac_text, neighbour, pings};
 
 fn announce(pod: &Pod, addresses: &[&str]) -> Result<(), tenon_netdev::Error> {
     let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
-    Announcement { netns: Some(&pod.ground.netns), link: pod.index, addresses: &addresses }.send()
+    pod.ground.netns.run(Announcer::open)??.announce(pod.index, pod.mac, &addresses)
 }
 
 #[test]

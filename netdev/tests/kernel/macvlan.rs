@@ -9,7 +9,7 @@ const MODES: [MacvlanMode; 4] =
 
 fn macvlan<'a>(segment: &Segment, pod: &'a Ground, name: &'a str) -> Macvlan<'a> {
     let (master, netns) = (segment.masters[0], Some((&pod.netns, &pod.netlink)));
-    Macvlan { name, master, netns, mode: MacvlanMode::Bridge, mac: None, mtu: None }
+    Macvlan { name, master, netns, mode: MacvlanMode::Bridge, mac: None, mtu: None, up: true }
 }
 
 #[test]
@@ -75,6 +75,38 @@ fn a_pods_interface_may_be_called_as_the_master_is() {
     let error = host.netlink.create_macvlan(&macvlan(&segment, &pod, "eth0")).unwrap_err();
     assert!(error.to_string().ends_with("a link eth0 is there already"), "{error}");
     assert_eq!(pod.link_names(), ["eth0"]);
+}
+
+#[test]
+fn a_macvlan_that_is_down_is_settled_when_it_is_raised() {
+    let (segment, pod) = (Segment::new(), Ground::new());
+    let host = &segment.hosts[0];
+    let mac = [2, 0, 10, 0, 0, 5];
+    let draft = |name| {
+        let asked = Macvlan { up: false, ..macvlan(&segment, &pod, name) };
+        host.netlink.create_macvlan(&asked).unwrap()
+    };
+    let first = draft("draft1");
+    assert!(!first.up);
+    let raised = pod.netlink.raise_macvlan(first.index, "eth0", Some(mac)).unwrap();
+    assert_eq!((raised.index, raised.name.as_str(), raised.mac), (first.index, "eth0", Some(mac)));
+    assert!(raised.up);
+
+    let second = draft("draft2");
+    for (name, mac, errno, end) in [
+        ("eth0", [2, 0, 10, 0, 0, 6], Errno::EEXIST, "a link eth0 is there already"),
+        ("eth1", mac, Errno::EADDRINUSE, "has the address 02:00:0a:00:00:05 already"),
+    ] {
+        let error = pod.netlink.raise_macvlan(second.index, name, Some(mac)).unwrap_err();
+        assert_eq!(error.errno(), Some(errno), "{error}");
+        assert!(error.to_string().ends_with(end), "{error}");
+        assert!(!pod.netlink.link_by_index(second.index).unwrap().unwrap().up);
+    }
+    let error = pod.netlink.raise_macvlan(second.index, "eth1", Some([1, 0, 0x5e, 0, 0, 1])).unwrap_err();
+    assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+    pod.netlink.delete_link(first.index).unwrap();
+    let raised = pod.netlink.raise_macvlan(second.index, "eth1", Some(mac)).unwrap();
+    assert!(raised.up && raised.mac == Some(mac), "when what was in the way is gone");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod announcement;
 mod capture;
 mod ground;
 mod link;
+mod link_shaper;
 mod macvlan;
 mod masquerade;
 mod neighbour;

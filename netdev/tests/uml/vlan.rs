@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tenon_netdev::{AddressProbe, Announcement, Conflict, Error, MacvlanMode, NetNs, VlanLink};
+use tenon_netdev::{AddressProbe, Announcer, Conflict, Error, MacvlanMode, NetNs, VlanLink};
 
 use crate::segment::{Pod, Segment, add_addresses, mac_text, neighbour, pings, seen};
 
@@ -155,13 +155,13 @@ fn tagged_frames_do_not_pass_for_untagged_ones() {
     for address in ["10.1.0.5", "fd01::5"] {
         // It only says that it has the address: if it had, it would answer for it on all its links.
         let addresses = [address.parse::<IpAddr>().unwrap()];
-        let netns = Some(&segment.hosts[1].netns);
+        let announcer = segment.hosts[1].netns.run(Announcer::open).unwrap().unwrap();
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| {
                 [ask(&pod.ground.netns, pod.index, address), ask(&host.netns, segment.masters[0], address)]
             });
             while !asking.is_finished() {
-                Announcement { netns, link: chatter.index, addresses: &addresses }.send().unwrap();
+                announcer.announce(chatter.index, [2, 0, 10, 0, 0, 9], &addresses).unwrap();
                 std::thread::sleep(Duration::from_millis(20));
             }
             assert_eq!(asking.join().unwrap(), [[], []], "{address}");
@@ -182,7 +182,8 @@ fn a_reused_address_is_reached_in_under_a_second() {
     let new = Pod::new(&segment.hosts[0], master, MacvlanMode::Bridge);
     add_addresses(&new.ground, "eth0", &["10.1.0.5/24"]);
     let addresses = ["10.1.0.5".parse().unwrap()];
-    Announcement { netns: Some(&new.ground.netns), link: new.index, addresses: &addresses }.send().unwrap();
+    let announcer = new.ground.netns.run(Announcer::open).unwrap().unwrap();
+    announcer.announce(new.index, new.mac, &addresses).unwrap();
     assert!(pings(peer, "10.1.0.5"));
     assert_eq!(neighbour(peer, &link, "10.1.0.5"), Some(mac_text(new.mac)));
 }

@@ -1,13 +1,14 @@
-//! CHECK for macvlan: the lease, and the interface with its mode, addresses and routes.
+//! CHECK for macvlan: the lease, and the interface with its mode, addresses, routes and limits.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tenon_cni::{Error, Request, Verb, code};
+use tenon_cni::{Bandwidth, Error, Request, Verb, code};
 use tenon_ipam::{Lease, Mac};
 
 use super::delegation::{self, Delegated};
+use super::limits;
 use super::pod::Expected;
 use super::segments::{field, text};
 use crate::attach::{blocking, id_of, netdev_error};
@@ -35,16 +36,22 @@ pub(crate) async fn check(node: &Arc<Node>, request: &Request) -> Result<(), Err
         addresses: Vec::new(),
         link: None,
         routes: routes.collect(),
+        bandwidth: Bandwidth::default(),
     };
     let given = result.ips.iter().filter_map(|ip| IpNet::new(ip.address.address(), ip.address.prefix()).ok());
     let given: Vec<IpNet> = given.collect();
     if let Some(note) = node.macvlan.delegated.get::<Delegated>(&id) {
         delegation::call_for_effect(request, Verb::Check).await?;
+        expected.bandwidth = limits::of_record(&note.bandwidth)?;
         expected.link = Some(note.link);
         expected.mac = note.mac.parse::<Mac>().ok().map(Mac::bytes);
         expected.addresses = given;
     } else {
         let held = node.macvlan.segments().held(&id);
+        let lost = node.macvlan.lost(&id);
+        if !lost.is_empty() {
+            return Err(fault(lost.join("; ")));
+        }
         let Some((_, lease)) = held.first() else {
             return Err(Error::container_unknown(&id.container_id).with_details(format!("{id} has no lease")));
         };
@@ -57,6 +64,7 @@ pub(crate) async fn check(node: &Arc<Node>, request: &Request) -> Result<(), Err
         if let Some(other) = given.iter().find(|given| !held.iter().any(|(_, l)| l.ip == given.addr())) {
             return Err(fault(format!("prevResult has {}, of which it has no lease", other.addr())));
         }
+        expected.bandwidth = limits::of_lease(lease)?;
         expected.mode = text(lease, field::MODE).and_then(|mode| mode.parse().ok());
         expected.link = text(lease, field::LINK).map(str::to_owned);
         expected.mac = lease.mac.map(Mac::bytes);

@@ -2,22 +2,19 @@
 //! called as the CNI specification says (section "Plugin Delegation").
 
 use std::fs;
-use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tenon_cni::{Environment, Error, RawConf, Request, Success, Verb};
-
-use crate::attach::blocking;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
 /// How long a plugin may take.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(60);
-const PLUGIN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The note about an attachment with delegated addresses: enough to undo it without the runtime.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +27,9 @@ pub(super) struct Delegated {
     pub(super) host_access: bool,
     pub(super) ips: Vec<std::net::IpAddr>,
     pub(super) mac: String,
+    /// Its limits, as a lease has them.
+    #[serde(default)]
+    pub(super) bandwidth: Value,
 }
 
 impl Delegated {
@@ -62,7 +62,7 @@ async fn call(request: &Request, verb: Verb) -> Result<Vec<u8>, Error> {
     let environment = Environment { command: verb.as_str().to_owned(), ..request.environment.clone() };
     let conf =
         serde_json::to_vec(request.conf.raw.fields()).map_err(|e| Error::agent_internal(e.to_string()))?;
-    blocking(move || run(&plugin, &environment, &conf)).await
+    run(&plugin, &environment, &conf).await
 }
 
 fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
@@ -75,7 +75,7 @@ fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
     })
 }
 
-fn run(plugin: &PathBuf, environment: &Environment, conf: &[u8]) -> Result<Vec<u8>, Error> {
+async fn run(plugin: &Path, environment: &Environment, conf: &[u8]) -> Result<Vec<u8>, Error> {
     let failed = |step: &str, error: std::io::Error| {
         Error::io_failure(format!("cannot {step} the IPAM plugin {}: {error}", plugin.display()))
     };
@@ -86,47 +86,35 @@ fn run(plugin: &PathBuf, environment: &Environment, conf: &[u8]) -> Result<Vec<u
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // When it has taken too long, and is dropped.
+        .kill_on_drop(true)
         .spawn()
         .map_err(|error| failed("start", error))?;
-    // A plugin that ends without reading is told by what it printed.
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    thread::scope(|scope| {
-        scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(conf)));
-        let read = |pipe: Option<Box<dyn Read + Send>>| {
-            scope.spawn(move || {
-                let mut text = Vec::new();
-                pipe.map(|mut pipe| pipe.read_to_end(&mut text));
-                text
-            })
-        };
-        let printed = read(stdout.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>));
-        let complaints = read(stderr.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>));
-        let start = Instant::now();
-        let status = loop {
-            match child.try_wait().map_err(|error| failed("wait for", error))? {
-                Some(status) => break Some(status),
-                None if start.elapsed() >= PLUGIN_TIMEOUT => {
-                    child.kill().map_err(|error| failed("end", error))?;
-                    child.wait().map_err(|error| failed("wait for", error))?;
-                    break None;
-                }
-                None => thread::sleep(PLUGIN_INTERVAL),
-            }
-        };
-        let printed = printed.join().unwrap_or_default();
-        let complaints = complaints.join().unwrap_or_default();
-        match status {
-            Some(status) if status.success() => Ok(printed),
-            None => Err(Error::try_again(format!(
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let Some(mut pipe) = stdin {
+            // A plugin that ends without reading is told by what it printed.
+            let _ = pipe.write_all(conf).await;
+        }
+    };
+    let ended = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = match tokio::time::timeout(PLUGIN_TIMEOUT, ended).await {
+        Ok(output) => output.map_err(|error| failed("wait for", error))?,
+        Err(_) => {
+            return Err(Error::try_again(format!(
                 "the IPAM plugin {} did not end within {} s",
                 plugin.display(),
                 PLUGIN_TIMEOUT.as_secs()
-            ))),
-            Some(status) => Err(serde_json::from_slice(&printed).unwrap_or_else(|_| {
-                let complaints = String::from_utf8_lossy(&complaints).trim().to_owned();
-                Error::agent_internal(format!("the IPAM plugin {} failed ({status})", plugin.display()))
-                    .with_details(complaints)
-            })),
+            )));
         }
-    })
+    };
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+        let complaints = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let status = output.status;
+        Error::agent_internal(format!("the IPAM plugin {} failed ({status})", plugin.display()))
+            .with_details(complaints)
+    }))
 }

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tenon_cni::Error;
+use tenon_cni::{Bandwidth, Error};
 use tenon_ipam::{
     Attachment, Lease, LeaseBook, LeaseChange, LeaseWrite, Mac, Refusal, Request, Segment, mac_of_lease,
 };
 use tenon_store::{Compare, KeyValue, TxnOutcome, Write};
 
 use super::segments::{Segments, field};
-use super::{Macvlan, NO_VIEW};
+use super::{Macvlan, NO_VIEW, limits};
 use crate::attachment::AttachmentId;
 use crate::node::Node;
 
@@ -36,6 +36,7 @@ pub(super) struct Wanted<'a> {
     pub(super) netns: &'a str,
     /// The host's link that the pod's interface will be on.
     pub(super) link: &'a str,
+    pub(super) bandwidth: Bandwidth,
 }
 
 /// Why there is no lease.
@@ -111,6 +112,39 @@ impl Macvlan {
         }
     }
 
+    /// Writes other limits into what an attachment holds. Returns whether it holds anything.
+    ///
+    /// # Errors
+    /// etcd does not answer, or somebody edits these very leases all the time.
+    pub(super) async fn write_limits(
+        &self,
+        node: &Node,
+        id: &AttachmentId,
+        bandwidth: Bandwidth,
+    ) -> Result<bool, Error> {
+        let attachment = Attachment { container_id: id.container_id.clone(), if_name: id.ifname.clone() };
+        for _ in 0..TRIES {
+            let (held, next) = {
+                let mut segments = self.segments();
+                let held = segments.held(id);
+                let names: BTreeSet<String> = held.iter().map(|(name, _)| name.clone()).collect();
+                let next = names.into_iter().find_map(|name| {
+                    let book = segments.book_of(&name)?;
+                    let mut writes = book.edit(&attachment, |lease| limits::note(lease, bandwidth));
+                    // Another network's interface may have the same name and container.
+                    writes.retain(|write| held.iter().any(|(of, lease)| *of == name && lease.ip == write.ip));
+                    let changes = writes.iter().any(|write| write.change != LeaseChange::Keep);
+                    changes.then_some((name, writes))
+                });
+                (!held.is_empty(), next)
+            };
+            let Some((name, writes)) = next else { return Ok(held) };
+            // Applied or overtaken, the book knows how they are now.
+            self.write(node, &name, &writes, &[]).await.map_err(|e| Error::try_again(e.to_string()))?;
+        }
+        Err(Error::try_again(format!("{id}: somebody else changed its leases {TRIES} times in a row")))
+    }
+
     /// Gives back what an attachment holds on any segment.
     ///
     /// # Errors
@@ -138,6 +172,35 @@ impl Macvlan {
             }
         }
         Ok(())
+    }
+
+    /// Takes leases back that others have given back or deleted. Returns why which of them cannot be had.
+    pub(super) async fn retake(
+        &self,
+        node: &Node,
+        segment: &str,
+        leases: &[Lease],
+    ) -> Result<Vec<Refusal>, tenon_store::Error> {
+        for _ in 0..TRIES {
+            let (mut writes, mut refusals) = (Vec::new(), Vec::new());
+            {
+                let mut segments = self.segments();
+                let book = segments.book(segment);
+                for lease in leases {
+                    match book.retake(lease) {
+                        Ok(write) => writes.extend(write),
+                        Err(refusal) => refusals.push(refusal),
+                    }
+                }
+            }
+            if writes.is_empty() {
+                return Ok(refusals);
+            }
+            if let Written::Applied { .. } = self.write(node, segment, &writes, &[]).await? {
+                return Ok(refusals);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// Sets an address aside that a machine outside has answered for, and gives back what else the attachment holds
@@ -256,6 +319,7 @@ fn decide(segments: &mut Segments, wanted: &Wanted<'_>) -> Result<(Vec<Lease>, V
         lease.set_extra(field::NETNS, wanted.netns);
         lease.set_extra(field::LINK, wanted.link);
         lease.set_extra(field::MODE, mode.as_str());
+        limits::note(&mut lease, wanted.bandwidth);
         lease.mac = wanted.mac_of_master.or(lease.mac);
         writes.push(with_own_fields(book, write, &lease));
         leases.push(lease);

@@ -76,6 +76,15 @@ pub(super) struct Links {
     host: Mutex<()>,
 }
 
+/// The host on a segment's link.
+#[derive(Debug)]
+pub(super) struct HostEnd {
+    /// The index of its macvlan there.
+    pub(super) index: u32,
+    /// Its addresses for the pods that were asked for, each with the MAC address of its macvlan.
+    pub(super) addresses: Vec<(IpAddr, [u8; 6])>,
+}
+
 /// A local pod that the host shall reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LocalPod {
@@ -95,10 +104,13 @@ impl Links {
 
     /// The segment's link, made if it is a VLAN that has none yet. It stays until what is returned with it is dropped,
     /// and for as long as a pod is on it.
-    pub(super) fn ensure(self: &Arc<Self>, segment: &Segment) -> Result<(SegmentLink, InUse), LinkError> {
+    pub(super) fn ensure(
+        self: &Arc<Self>,
+        netlink: &Netlink,
+        segment: &Segment,
+    ) -> Result<(SegmentLink, InUse), LinkError> {
         let name = self.masters.get(&segment.name).unwrap_or(&segment.master);
         let failed = |source| LinkError::Netdev { segment: segment.name.clone(), source };
-        let netlink = Netlink::open().map_err(failed)?;
         let mut users = self.users();
         let master = netlink
             .link_by_name(name)
@@ -111,7 +123,7 @@ impl Links {
                 }
                 master
             }
-            Some(vlan) => vlan_link(&netlink, &master, vlan).map_err(failed)?,
+            Some(vlan) => vlan_link(netlink, &master, vlan).map_err(failed)?,
         };
         let key = (name.clone(), segment.vlan);
         *users.entry(key.clone()).or_default() += 1;
@@ -143,33 +155,30 @@ impl Links {
         Ok(())
     }
 
-    /// The host's addresses for pods with these addresses, and the MAC address of the host's macvlan on this link, which
-    /// is made if it is not there; empty if the segment gives no access.
-    pub(super) fn host_for(
+    /// The host's macvlan on the segment's link, made if it is not there, for pods with these addresses; `None` if the
+    /// segment gives no access.
+    pub(super) fn host_end(
         &self,
+        netlink: &Netlink,
         segment: &Segment,
         link: &SegmentLink,
         pods: &[IpAddr],
-    ) -> Result<Vec<(IpAddr, [u8; 6])>, Error> {
+    ) -> Result<Option<HostEnd>, Error> {
         if !has_host_access(segment) {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let _held = self.host.lock();
-        let netlink = Netlink::open()?;
-        self.ensure_host_link(&netlink, &link.name, link.index)?;
+        let index = self.ensure_host_link(netlink, &link.name, link.index)?;
         let mac = self.host_mac(&link.name);
-        let sources = pods.iter().filter_map(|pod| self.source(&netlink, *pod).transpose());
-        sources.map(|source| source.map(|source| (source, mac))).collect()
+        let sources = pods.iter().filter_map(|pod| self.source(netlink, *pod).transpose());
+        let addresses: Result<_, Error> = sources.map(|source| Ok((source?, mac))).collect();
+        Ok(Some(HostEnd { index, addresses: addresses? }))
     }
 
-    /// Makes the host reach these pods too.
-    pub(super) fn let_in(&self, pods: &[LocalPod]) -> Result<(), Error> {
+    /// Makes the host reach these pods too, by its macvlan of this index.
+    pub(super) fn let_in(&self, netlink: &Netlink, host: u32, pods: &[LocalPod]) -> Result<(), Error> {
         let _held = self.host.lock();
-        let netlink = Netlink::open()?;
-        pods.iter().try_for_each(|pod| match netlink.link_by_name(&host_link_name(&pod.link))? {
-            Some(host) => self.set_route(&netlink, host.index, pod),
-            None => Ok(()),
-        })
+        pods.iter().try_for_each(|pod| self.set_route(netlink, host, pod))
     }
 
     /// Takes back what [`Self::let_in`] did for a pod that goes.
@@ -239,16 +248,14 @@ impl Links {
             mode: MacvlanMode::Bridge,
             mac: Some(self.host_mac(link)),
             mtu: None,
+            up: true,
         })?;
         let prepare = || {
             netlink.set_alias(made.index, HOST_ALIAS)?;
             // 8: answer for no address (linux/Documentation/networking/ip-sysctl.rst).
             sysctl::write(&format!("net/ipv4/conf/{name}/arp_ignore"), "8")?;
-            match sysctl::write(&format!("net/ipv6/conf/{name}/accept_ra"), "0") {
-                // The node has no IPv6.
-                Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
-                written => written.map(drop),
-            }
+            // The node may have no IPv6.
+            sysctl::write_if_there(&format!("net/ipv6/conf/{name}/accept_ra"), "0")
         };
         if let Err(error) = prepare() {
             netlink.delete_link(made.index)?;
@@ -336,6 +343,12 @@ fn shortened(before: &str, name: &str, after: &str) -> String {
     let digits = format!("{hash:016x}");
     let digits = digits.get(..room.saturating_sub(1).min(8)).unwrap_or_default();
     format!("{before}v{digits}{after}")
+}
+
+/// A pod with these addresses on a link, for the host to reach; nothing if its MAC address is not known.
+pub(super) fn local_pods(link: &str, ips: &[IpAddr], mac: Option<[u8; 6]>) -> Vec<LocalPod> {
+    let pod = |(ip, mac): (&IpAddr, [u8; 6])| LocalPod { link: link.to_owned(), ip: *ip, mac };
+    ips.iter().filter_map(|ip| Some((ip, mac?))).map(pod).collect()
 }
 
 #[cfg(test)]

@@ -3,23 +3,30 @@
 //! A pod gets a macvlan interface on a segment, and a real address there, which is leased for the whole cluster in etcd.
 //! The [leases](leases) are also the node's only record of its pods, so that a restarted agent has nothing to recover:
 //! they name the node, the container and its network namespace. What cannot be in etcd, because etcd is away or another
-//! plugin gives the addresses, is kept in [notes](notes) on disk.
+//! plugin gives the addresses, is kept in [notes](notes) on disk, and so is what running pods [hold](holdings), in case
+//! others give it back.
 //!
-//! [`attach`] and [`check`] carry out the verbs. [`upkeep`] does the rest, in passes: what DEL had to put off, pods that are gone,
-//! links that nobody needs any more. [`tidy`] is the elected controller's part: nodes that are gone.
+//! [`attach`], [`detach`] and [`check`] carry out the verbs, and [`limits`] changes the limits of pods that run. [`upkeep`]
+//! does the rest, in passes: what DEL had to put off, pods that are gone, links that nobody needs any more. [`tidy`] is the
+//! elected controller's part: nodes that are gone.
 //!
 //! Nothing here needs Open vSwitch, and nothing the overlay does comes by here.
 
 pub(crate) mod attach;
 pub(crate) mod check;
 mod delegation;
+pub(crate) mod detach;
+mod holdings;
 mod leases;
+pub(crate) mod limits;
 mod links;
 mod notes;
 mod pod;
 mod reaper;
 pub(crate) mod segments;
 pub(crate) mod tidy;
+#[cfg(test)]
+mod tidy_etcd;
 pub(crate) mod upkeep;
 
 use std::io;
@@ -34,6 +41,7 @@ use tenon_store::{Change, KeyValue, Keys, NetworkKeys};
 use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
+use limits::Suspects;
 use links::Links;
 use notes::Notes;
 use reaper::Reaper;
@@ -53,8 +61,12 @@ pub(crate) struct Macvlan {
     reaper: Reaper,
     /// Attachments whose leases are to be given back when etcd can be reached.
     releases: Arc<Notes>,
+    /// What attachments hold.
+    holdings: Arc<Notes>,
     /// Attachments whose addresses another plugin has given.
     delegated: Arc<Notes>,
+    /// Attachments whose limits may be others than they should be.
+    suspects: Suspects,
     /// Raised when a pass of the upkeep may find something to do.
     keep: Notify,
 }
@@ -68,7 +80,9 @@ impl Macvlan {
             links: Arc::new(Links::new(config.masters.clone(), underlay)),
             reaper: Reaper::start()?,
             releases: Arc::new(Notes::new(dir.join("releases"))),
+            holdings: Arc::new(Notes::unsynced(dir.join("holdings"))),
             delegated: Arc::new(Notes::new(dir.join("delegated"))),
+            suspects: Suspects::everybody(),
             keep: Notify::new(),
         })
     }
@@ -101,6 +115,12 @@ impl Macvlan {
             segments.revision()
         };
         self.seen.send_replace(revision);
+    }
+
+    /// Has a draft deleted that no pod will have.
+    fn doom(&self, draft: pod::Draft) {
+        let (netns, index) = draft.place();
+        self.reaper.doom(netns, Some(index));
     }
 
     /// Why no pod can be attached now, whatever its segment; `None`: they can.

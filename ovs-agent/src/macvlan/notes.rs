@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tenon_cni::Error;
 use tracing::error;
 
 use crate::attachment::AttachmentId;
@@ -16,6 +17,7 @@ use crate::attachment::AttachmentId;
 #[derive(Debug)]
 pub(super) struct Notes {
     dir: PathBuf,
+    synced: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -28,10 +30,15 @@ struct Note<T> {
 
 impl Notes {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, synced: true }
     }
 
-    /// Writes a note, in the place of an older one of the same attachment; it is on the disk when this returns.
+    /// Notes that are of no use after the machine has failed, and are not waited for until they are on the disk.
+    pub(super) fn unsynced(dir: PathBuf) -> Self {
+        Self { dir, synced: false }
+    }
+
+    /// Writes a note, in the place of an older one of the same attachment.
     pub(super) fn put<T: Serialize>(&self, id: &AttachmentId, content: T) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let AttachmentId { network, container_id, ifname } = id.clone();
@@ -41,7 +48,9 @@ impl Notes {
         let begun = path.with_extension("new");
         let mut file = File::create(&begun)?;
         file.write_all(&text)?;
-        file.sync_all()?;
+        if self.synced {
+            file.sync_all()?;
+        }
         fs::rename(&begun, &path)?;
         self.sync()
     }
@@ -75,7 +84,7 @@ impl Notes {
 
     /// A rename or removal is on the disk when its directory is.
     fn sync(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
+        if self.synced { File::open(&self.dir)?.sync_all() } else { Ok(()) }
     }
 }
 
@@ -97,6 +106,11 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<(AttachmentId, T)> {
             None
         }
     }
+}
+
+/// What a call is answered when a note cannot be kept.
+pub(super) fn note_error(error: io::Error) -> Error {
+    Error::io_failure(format!("cannot keep a note beside the agent's socket: {error}"))
 }
 
 #[cfg(test)]

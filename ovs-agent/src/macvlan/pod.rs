@@ -1,4 +1,5 @@
-//! The pod's interface: made straight in its namespace, asked for conflicts, given addresses and routes, announced.
+//! The pod's interface: first a draft that nobody can use, made while etcd writes the lease; then settled, asked for
+//! conflicts, given addresses and routes, announced.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,40 +8,52 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
+use tenon_cni::Bandwidth;
 use tenon_netdev::{
-    AddressFlags, AddressProbe, Announcement, Conflict, Error, Link, Macvlan, MacvlanMode, NetNs, Netlink,
-    Route, RouteFilter, sysctl,
+    AddressFlags, AddressProbe, Announcer, Conflict, Error, Link, LinkShaper, Macvlan, MacvlanMode, NetNs,
+    Netlink, Route, RouteFilter, sysctl,
 };
+
+use super::limits;
 
 /// How long the MAC address of a pod that is just being deleted may be in the way of the next one: the kernel takes a
 /// namespace down some time after its name is gone.
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(3);
 const LEFTOVER_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What a pod's interface is to be.
+/// Which interface a pod is to have, and where.
 #[derive(Debug, Clone)]
 pub(super) struct PodEnd {
     pub(super) netns: PathBuf,
     pub(super) ifname: String,
+    /// What the interface is called until it is settled: a name of this attachment alone, by which another agent knows
+    /// what a dead one has left.
+    pub(super) draft_name: String,
     /// The index of the host's link that it is on.
     pub(super) link: u32,
     pub(super) mode: MacvlanMode,
-    /// `None`: its master's, as mode passthru has it, or a random one.
-    pub(super) mac: Option<[u8; 6]>,
     /// In bytes.
     pub(super) mtu: u32,
+}
+
+/// What the interface is given.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
+    /// `None`: its master's, as mode passthru has it, or a random one.
+    pub(super) mac: Option<[u8; 6]>,
     pub(super) addresses: Vec<IpNet>,
     /// Destinations and next hops.
     pub(super) routes: Vec<(IpNet, Option<IpAddr>)>,
     /// How long to wait for others to answer for the addresses.
     pub(super) probe: Duration,
-    /// The host, if it shall be reached: its addresses and the MAC address of its own macvlan.
-    pub(super) host: Vec<(IpAddr, [u8; 6])>,
+    pub(super) bandwidth: Bandwidth,
 }
 
 /// Why there is no interface; none is left behind.
 #[derive(Debug)]
 pub(super) enum Trouble {
+    /// The pod has a link of this name already.
+    Occupied,
     Netdev(Error),
     Conflict(Conflict),
 }
@@ -51,72 +64,119 @@ impl From<Error> for Trouble {
     }
 }
 
+/// A pod's interface before it is settled: it is down, so that nothing is sent from it, and has no address.
+#[derive(Debug)]
+pub(super) struct Draft {
+    end: PodEnd,
+    netns: NetNs,
+    pod: Netlink,
+    announcer: Announcer,
+    index: u32,
+}
+
 impl PodEnd {
-    /// Makes the interface. Returns it as the pod has it now. Blocks.
-    pub(super) fn make(&self) -> Result<Link, Trouble> {
+    /// Makes the interface; `host` is a handle on its master's namespace. Blocks.
+    pub(super) fn draft(self, host: &Netlink) -> Result<Draft, Trouble> {
         let netns = NetNs::open(&self.netns)?;
-        let host = Netlink::open()?;
-        netns.run(|| {
-            let pod = Netlink::open()?;
-            let link = self.create(&host, &netns, &pod)?;
-            match self.configure(&pod, &link) {
-                Ok(()) => Ok(link),
-                Err(trouble) => {
-                    pod.delete_link(link.index)?;
-                    Err(trouble)
-                }
-            }
-        })?
-    }
-
-    fn create(&self, host: &Netlink, netns: &NetNs, pod: &Netlink) -> Result<Link, Error> {
+        let (pod, announcer) = netns.run(|| Ok::<_, Error>((Netlink::open()?, Announcer::open()?)))??;
+        if pod.link_by_name(&self.ifname)?.is_some() {
+            return Err(Trouble::Occupied);
+        }
         let wanted = Macvlan {
-            name: &self.ifname,
+            name: &self.draft_name,
             master: self.link,
-            netns: Some((netns, pod)),
+            netns: Some((&netns, &pod)),
             mode: self.mode,
-            mac: self.mac,
+            mac: None,
             mtu: Some(self.mtu),
+            up: false,
         };
-        let start = Instant::now();
-        loop {
-            match host.create_macvlan(&wanted) {
-                Err(error) if is_in_the_way(&error, self.mode) && start.elapsed() < LEFTOVER_TIMEOUT => {
-                    thread::sleep(LEFTOVER_INTERVAL);
+        let create = || patiently(self.mode, || host.create_macvlan(&wanted));
+        let made = match create() {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                // What an ADD of this attachment has left that died with its agent.
+                if let Some(left) = pod.link_by_name(&self.draft_name)? {
+                    pod.delete_link(left.index)?;
                 }
-                made => return made,
+                create()
+            }
+            made => made,
+        };
+        let index = made?.index;
+        Ok(Draft { end: self, netns, pod, announcer, index })
+    }
+}
+
+impl Draft {
+    /// Where it is, to be deleted by whoever has the time.
+    pub(super) fn place(self) -> (NetNs, u32) {
+        (self.netns, self.index)
+    }
+
+    /// Deletes it. Blocks for some 20 ms.
+    pub(super) fn delete(&self) -> Result<(), Error> {
+        self.pod.delete_link(self.index)?;
+        self.netns.run(|| LinkShaper::remove_leftovers(&self.pod))?.map(drop)
+    }
+
+    /// Makes it the pod's interface. `host` is the host's addresses and the MAC address of its own macvlan, if the pod
+    /// shall reach it. Returns it as the pod has it now, and what it was announced by. Blocks.
+    pub(super) fn settle(
+        self,
+        given: &Given,
+        host: &[(IpAddr, [u8; 6])],
+    ) -> Result<(Link, Announcer), Trouble> {
+        match self.configure(given, host) {
+            Ok(link) => Ok((link, self.announcer)),
+            Err(trouble) => {
+                self.delete()?;
+                Err(trouble)
             }
         }
     }
 
-    /// In the pod's namespace.
-    fn configure(&self, pod: &Netlink, link: &Link) -> Result<(), Trouble> {
-        let ips: Vec<IpAddr> = self.addresses.iter().map(IpNet::addr).collect();
+    fn configure(&self, given: &Given, host: &[(IpAddr, [u8; 6])]) -> Result<Link, Trouble> {
+        let PodEnd { ifname, mode, .. } = &self.end;
+        let raised = patiently(*mode, || self.pod.raise_macvlan(self.index, ifname, given.mac));
+        let link = match raised {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => return Err(Trouble::Occupied),
+            raised => raised?,
+        };
+        let ips: Vec<IpAddr> = given.addresses.iter().map(IpNet::addr).collect();
         if ips.iter().any(IpAddr::is_ipv6) {
-            sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", self.ifname), "0")?;
+            let setting = format!("net/ipv6/conf/{ifname}/disable_ipv6");
+            self.netns.run(|| sysctl::write(&setting, "0"))??;
         }
-        let probe = AddressProbe { netns: None, link: link.index, addresses: &ips, wait: self.probe };
+        let netns = Some(&self.netns);
+        let probe = AddressProbe { netns, link: link.index, addresses: &ips, wait: given.probe };
         if let Some(conflict) = probe.run()?.into_iter().next() {
             return Err(Trouble::Conflict(conflict));
         }
-        for address in &self.addresses {
+        for address in &given.addresses {
             // The kernel's own detection would keep an IPv6 address from use for a second and more.
             let flags = AddressFlags { nodad: true, ..AddressFlags::default() };
-            pod.add_address(link.index, *address, flags)?;
+            self.pod.add_address(link.index, *address, flags)?;
         }
-        self.set_routes(pod, link.index)?;
-        Announcement { netns: None, link: link.index, addresses: &ips }.send()?;
-        Ok(())
+        self.set_routes(given, host)?;
+        if given.bandwidth != Bandwidth::default() {
+            let limits = limits::on_link(given.bandwidth, &link);
+            self.netns.run(|| LinkShaper::new(&self.pod, &link).set(&limits))??;
+        }
+        if let Some(mac) = link.mac {
+            self.announcer.announce(link.index, mac, &ips)?;
+        }
+        Ok(link)
     }
 
-    fn set_routes(&self, pod: &Netlink, link: u32) -> Result<(), Error> {
-        for (ip, mac) in &self.host {
-            if !self.addresses.iter().any(|address| address.contains(ip)) {
+    fn set_routes(&self, given: &Given, host: &[(IpAddr, [u8; 6])]) -> Result<(), Error> {
+        let (pod, link) = (&self.pod, self.index);
+        for (ip, mac) in host {
+            if !given.addresses.iter().any(|address| address.contains(ip)) {
                 pod.replace_route(&Route::direct(IpNet::from(*ip), link))?;
             }
             pod.replace_neighbour(link, *ip, *mac, true)?;
         }
-        for (destination, gateway) in &self.routes {
+        for (destination, gateway) in &given.routes {
             let route = match gateway {
                 Some(gateway) => Route::via(*destination, *gateway, link),
                 None => Route::direct(*destination, link),
@@ -124,6 +184,19 @@ impl PodEnd {
             pod.replace_route(&route)?;
         }
         Ok(())
+    }
+}
+
+/// Tries again while what is in the way may be gone in a moment.
+fn patiently<T>(mode: MacvlanMode, make: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    let start = Instant::now();
+    loop {
+        match make() {
+            Err(error) if is_in_the_way(&error, mode) && start.elapsed() < LEFTOVER_TIMEOUT => {
+                thread::sleep(LEFTOVER_INTERVAL);
+            }
+            made => return made,
+        }
     }
 }
 
@@ -144,9 +217,7 @@ pub(super) fn announce(netns: &Path, ifname: &str, mac: [u8; 6], addresses: &[Ip
         opened => opened?,
     };
     netns.run(|| match Netlink::open()?.link_by_name(ifname)? {
-        Some(link) if link.mac == Some(mac) => {
-            Announcement { netns: None, link: link.index, addresses }.send()
-        }
+        Some(link) if link.mac == Some(mac) => Announcer::open()?.announce(link.index, mac, addresses),
         _ => Ok(()),
     })?
 }
@@ -163,26 +234,42 @@ pub(super) fn is_there(netns: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Whether the pod has a link of this name.
-pub(super) fn has_link(netns: &Path, ifname: &str) -> Result<bool, Error> {
-    Ok(Netlink::open_in(&NetNs::open(netns)?)?.link_by_name(ifname)?.is_some())
-}
-
 /// Takes the addresses from a pod's macvlan, so that it answers for them no more, and returns its namespace and index, by
-/// which it is to be deleted. `None`: there is none with one of these MAC addresses. One with another belongs to a pod
-/// that came later, under the same path.
-pub(super) fn silence(netns: &Path, ifname: &str, macs: &[[u8; 6]]) -> Result<Option<(NetNs, u32)>, Error> {
+/// which it is to be deleted; the same for a draft. No index: there is no macvlan with one of these MAC addresses, and no
+/// draft. One with another MAC address belongs to a pod that came later, under the same path. `None`: there is no such
+/// namespace.
+pub(super) fn silence(
+    netns: &Path,
+    ifname: &str,
+    draft_name: &str,
+    macs: &[[u8; 6]],
+) -> Result<Option<(NetNs, Option<u32>)>, Error> {
     let netns = match NetNs::open(netns) {
         Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => return Ok(None),
         opened => opened?,
     };
     let pod = Netlink::open_in(&netns)?;
     let is_its_own = |link: &Link| is_macvlan(link) && link.mac.is_some_and(|mac| macs.contains(&mac));
-    let Some(link) = pod.link_by_name(ifname)?.filter(is_its_own) else { return Ok(None) };
+    let Some(link) = pod.link_by_name(ifname)?.filter(is_its_own) else {
+        let draft = pod.link_by_name(draft_name)?;
+        return Ok(Some((netns, draft.map(|draft| draft.index))));
+    };
     for address in pod.addresses(link.index)? {
         pod.delete_address(link.index, address.address)?;
     }
-    Ok(Some((netns, link.index)))
+    Ok(Some((netns, Some(link.index))))
+}
+
+/// The addresses of a pod's macvlan with this MAC address (`None`: any); none if there is no such interface.
+pub(super) fn addresses(netns: &Path, ifname: &str, mac: Option<[u8; 6]>) -> Result<Vec<IpAddr>, Error> {
+    let netns = match NetNs::open(netns) {
+        Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => return Ok(Vec::new()),
+        opened => opened?,
+    };
+    let pod = Netlink::open_in(&netns)?;
+    let is_its_own = |link: &Link| is_macvlan(link) && (mac.is_none() || link.mac == mac);
+    let Some(link) = pod.link_by_name(ifname)?.filter(is_its_own) else { return Ok(Vec::new()) };
+    Ok(pod.addresses(link.index)?.iter().map(|address| address.address.addr()).collect())
 }
 
 /// What a pod's interface must be for CHECK.
@@ -195,13 +282,15 @@ pub(super) struct Expected {
     /// The host's link that it is on.
     pub(super) link: Option<String>,
     pub(super) routes: Vec<(IpNet, Option<IpAddr>)>,
+    pub(super) bandwidth: Bandwidth,
 }
 
 impl Expected {
     /// What is wrong with the interface.
     pub(super) fn fault(&self) -> Result<Option<String>, Error> {
         let ifname = &self.ifname;
-        let pod = Netlink::open_in(&NetNs::open(&self.netns)?)?;
+        let netns = NetNs::open(&self.netns)?;
+        let pod = Netlink::open_in(&netns)?;
         let Some(link) = pod.link_by_name(ifname)? else {
             return Ok(Some(format!("the pod has no {ifname}")));
         };
@@ -241,13 +330,15 @@ impl Expected {
                 route.destination == *destination && (gateway.is_none() || route.gateway == *gateway)
             })
         });
-        Ok(missing.map(|(destination, gateway)| match gateway {
-            Some(gateway) => format!("the pod has no route to {destination} by {gateway}"),
-            None => format!("the pod has no route to {destination} by {ifname}"),
-        }))
+        if let Some((destination, gateway)) = missing {
+            let by = gateway.map_or_else(|| ifname.clone(), |gateway| gateway.to_string());
+            return Ok(Some(format!("the pod has no route to {destination} by {by}")));
+        }
+        let limits = netns.run(|| limits::fault(&pod, &link, self.bandwidth))??;
+        Ok(limits.map(|fault| fault.to_string()))
     }
 }
 
-fn is_macvlan(link: &Link) -> bool {
+pub(super) fn is_macvlan(link: &Link) -> bool {
     link.kind.as_deref() == Some("macvlan")
 }

@@ -1,4 +1,5 @@
-//! Deletes pods' macvlans away from the answers' path: the kernel takes some 20 ms for each.
+//! Deletes pods' macvlans, and the devices of their limits, away from the answers' path: the kernel takes some 20 ms for
+//! each.
 //!
 //! What is handed over has no addresses any more. Nothing is lost if the agent dies meanwhile: the interface goes with
 //! its pod's namespace.
@@ -6,14 +7,14 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tenon_netdev::{NetNs, Netlink};
+use tenon_netdev::{LinkShaper, NetNs, Netlink};
 use tokio::sync::watch;
 use tracing::warn;
 
 /// A handle on the thread.
 #[derive(Debug)]
 pub(super) struct Reaper {
-    doomed: mpsc::Sender<(NetNs, u32)>,
+    doomed: mpsc::Sender<(NetNs, Option<u32>)>,
     /// How many have been handed over and not been deleted.
     waiting: watch::Sender<usize>,
 }
@@ -21,14 +22,18 @@ pub(super) struct Reaper {
 impl Reaper {
     /// Starts the thread.
     pub(super) fn start() -> std::io::Result<Self> {
-        let (doomed, inbox) = mpsc::channel::<(NetNs, u32)>();
+        let (doomed, inbox) = mpsc::channel::<(NetNs, Option<u32>)>();
         let waiting = watch::Sender::new(0);
         let counter = waiting.clone();
         std::thread::Builder::new().name("pod-reaper".into()).spawn(move || {
             for (netns, index) in inbox {
-                let deleted = Netlink::open_in(&netns).and_then(|pod| pod.delete_link(index));
-                if let Err(error) = deleted {
-                    warn!(%error, index, netns = %netns.path().display(), "cannot delete a pod's interface; it goes with the pod's namespace");
+                let deleted = netns.run(|| {
+                    let pod = Netlink::open()?;
+                    index.map_or(Ok(()), |index| pod.delete_link(index))?;
+                    LinkShaper::remove_leftovers(&pod)
+                });
+                if let Err(error) = deleted.and_then(|deleted| deleted) {
+                    warn!(%error, netns = %netns.path().display(), "cannot delete a pod's interface; it goes with the pod's namespace");
                 }
                 // The handle would keep the namespace alive.
                 drop(netns);
@@ -38,8 +43,9 @@ impl Reaper {
         Ok(Self { doomed, waiting })
     }
 
-    /// Has the link of this index in a pod's namespace deleted soon.
-    pub(super) fn doom(&self, netns: NetNs, index: u32) {
+    /// Has the link of this index in a pod's namespace deleted soon, and what the limits of links that are gone have
+    /// left there.
+    pub(super) fn doom(&self, netns: NetNs, index: Option<u32>) {
         self.waiting.send_modify(|waiting| *waiting += 1);
         // The thread lives as long as any handle.
         let _ = self.doomed.send((netns, index));

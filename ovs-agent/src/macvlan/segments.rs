@@ -16,13 +16,14 @@ use crate::cluster::AgentRecord;
 
 /// The lease's fields that are this agent's own, beside those of the contract: the CNI network of the attachment, so
 /// that GC leaves other networks alone; the pod's network namespace, by which the node sees that a pod is gone; the
-/// host's link that the pod's interface is on, so that nobody deletes it; and the mode, which an edit of the segment
-/// does not change for pods that run.
+/// host's link that the pod's interface is on, so that nobody deletes it; the mode, which an edit of the segment
+/// does not change for pods that run; and the pod's limits, as `runtimeConfig.bandwidth` writes them, if it has any.
 pub(crate) mod field {
     pub(crate) const NETWORK: &str = "Network";
     pub(crate) const NETNS: &str = "Netns";
     pub(crate) const LINK: &str = "Link";
     pub(crate) const MODE: &str = "Mode";
+    pub(crate) const BANDWIDTH: &str = "Bandwidth";
 }
 
 /// Why no pod can join a segment.
@@ -255,7 +256,8 @@ impl Segments {
         held.map(|lease| &lease.node).filter(|node| **node != self.node).cloned().collect()
     }
 
-    fn book(&mut self, name: &str) -> &mut LeaseBook {
+    /// The book of any segment, begun if there is none yet.
+    pub(crate) fn book(&mut self, name: &str) -> &mut LeaseBook {
         let node = &self.node;
         let known = self.known.entry(name.to_owned()).or_insert_with(|| Known {
             book: LeaseBook::new(without_record(name), node),
@@ -314,6 +316,15 @@ impl Segments {
 /// A field of a lease that is this agent's own.
 pub(crate) fn text<'a>(lease: &'a Lease, field: &str) -> Option<&'a str> {
     lease.extra().get(field).and_then(serde_json::Value::as_str)
+}
+
+/// The attachment that a lease was given to.
+pub(super) fn id_of_lease(network: &str, lease: &Lease) -> AttachmentId {
+    AttachmentId {
+        network: network.to_owned(),
+        container_id: lease.attachment.container_id.clone(),
+        ifname: lease.attachment.if_name.clone(),
+    }
 }
 
 /// A stand-in for a record that was never read: it gives out nothing, and what is given back waits as usual.

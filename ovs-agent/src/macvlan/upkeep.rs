@@ -1,5 +1,5 @@
 //! What the node does for its macvlan pods between calls, in passes: releases that were put off, pods that are gone
-//! without a DEL, links that nobody needs, the host's routes to its pods.
+//! without a DEL, limits that are missing, links that nobody needs, the host's routes to its pods.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,13 @@ use std::time::Duration;
 use tenon_ipam::Mac;
 use tracing::{info, warn};
 
-use super::attach::{self, id_of_lease};
 use super::delegation::Delegated;
+use super::detach;
+use super::holdings::{self, Holding};
+use super::limits;
 use super::links::{LocalPod, has_host_access};
 use super::pod;
-use super::segments::{Segments, field, text};
+use super::segments::{Segments, field, id_of_lease, text};
 use crate::attach::blocking;
 use crate::attachment::AttachmentId;
 use crate::node::Node;
@@ -43,7 +45,9 @@ pub(crate) async fn run(node: Arc<Node>) {
                 RETRY
             }
         };
+        holdings::restore(&node).await;
         reclaim(&node).await;
+        limits::keep(&node).await;
         if let Err(error) = keep_links(&node).await {
             warn!(%error, "cannot keep the links of segments as they should be");
         }
@@ -102,15 +106,14 @@ async fn reclaim(node: &Arc<Node>) {
             continue;
         }
         info!(attachment = %id, netns = %netns.display(), "its pod is gone; reclaiming");
-        if let Err(error) = attach::detach(node, &id, None).await {
+        if let Err(error) = detach::detach(node, &id, None).await {
             warn!(%error, attachment = %id, "cannot reclaim");
         }
     }
 }
 
 async fn is_gone(netns: &Path) -> bool {
-    let path = netns.to_owned();
-    match blocking(move || pod::is_there(&path)).await {
+    match blocking(|| pod::is_there(netns)).await {
         Ok(there) => !there,
         Err(error) => {
             warn!(%error, "cannot tell whether a pod is gone");
@@ -121,8 +124,7 @@ async fn is_gone(netns: &Path) -> bool {
 
 /// Removes links that no pod needs any more, and puts the host's routes to its pods right.
 async fn keep_links(node: &Arc<Node>) -> Result<(), tenon_netdev::Error> {
-    let node = node.clone();
-    blocking(move || {
+    blocking(|| {
         let macvlan = &node.macvlan;
         macvlan.links.reconcile_host(|| {
             let delegated = macvlan.delegated.all::<Delegated>().into_iter();
@@ -135,9 +137,11 @@ async fn keep_links(node: &Arc<Node>) -> Result<(), tenon_netdev::Error> {
         })?;
         macvlan.links.remove_unused(|| {
             let delegated = macvlan.delegated.all::<Delegated>().into_iter().map(|(_, note)| note.link);
+            let held =
+                macvlan.holdings.all::<Holding>().into_iter().filter_map(|(_, holding)| holding.link());
             let segments = macvlan.segments();
             let leased = segments.held_here().filter_map(|(_, lease)| text(lease, field::LINK));
-            leased.map(str::to_owned).chain(delegated).collect()
+            leased.map(str::to_owned).chain(delegated).chain(held).collect()
         })
     })
     .await

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tenon_tests::{
-    BedError, Cluster, Outcome, cni::Attachment, command::until, netns::Netns, pod::container_id,
+    BedError, Cluster, Outcome, cni::Attachment, command::until, netns::Netns, node::Node, pod::container_id,
 };
 
 use crate::{
@@ -84,6 +84,29 @@ impl Sandboxes {
     }
 }
 
+/// Nodes' switches as they are when nothing goes on.
+pub(crate) struct Rest<'a>(Vec<(&'a Node, usize)>);
+
+impl<'a> Rest<'a> {
+    /// Remembers how they are now.
+    pub(crate) fn of(nodes: &[&'a Node]) -> Result<Self, BedError> {
+        nodes.iter().map(|node| Ok((*node, node.ovs().open_files()?))).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Waits until they are so again. DELs leave Open vSwitch sockets to close, each of which stops it for some 10 ms:
+    /// that is not to fall into the time of the next ADDs.
+    fn wait(&self) -> Outcome {
+        for (node, files) in &self.0 {
+            until("Open vSwitch at rest", Duration::from_secs(20), || match node.ovs().open_files() {
+                Ok(open) if open <= *files => Ok(()),
+                Ok(open) => Err(format!("{open} files are open, not {files}")),
+                Err(error) => Err(error.to_string()),
+            })?;
+        }
+        Ok(())
+    }
+}
+
 /// One call for each pod, so many at a time; the time of each and that of all.
 pub(crate) fn calls(
     way: &Way,
@@ -127,7 +150,7 @@ pub(crate) struct Lanes {
 impl Lanes {
     /// ADDs and DELs one at a time. The lanes take turns, so that whatever else the machine does hits all alike;
     /// which one begins changes from round to round.
-    pub(crate) fn one_at_a_time(&mut self, sandboxes: &Sandboxes, tenant: &str) -> Outcome {
+    pub(crate) fn one_at_a_time(&mut self, sandboxes: &Sandboxes, tenant: &str, switches: &Rest) -> Outcome {
         let mut turns = [&mut self.tenon, &mut self.tenon_full, &mut self.bridge, &mut self.ancestor];
         for _ in 0..ROUNDS {
             for lane in &mut turns {
@@ -136,6 +159,7 @@ impl Lanes {
                 thread::sleep(SETTLING);
                 lane.del.extend(calls(&lane.way, Verb::Del, &pods, 1)?.0);
                 sandboxes.settle(BLOCK)?;
+                switches.wait()?;
             }
             turns.rotate_left(1);
         }
@@ -193,7 +217,7 @@ impl Lanes {
     }
 
     /// ADDs of many pods, one at a time and [`AT_A_TIME`], in turns.
-    pub(crate) fn many_at_a_time(&self, sandboxes: &Sandboxes, tenant: &str) -> Outcome {
+    pub(crate) fn many_at_a_time(&self, sandboxes: &Sandboxes, tenant: &str, switches: &Rest) -> Outcome {
         topic(&format!("ADD of {BATCH} pods, pods per second, medians of {BATCH_ROUNDS} batches"));
         println!("  {:<26} {:>14} {:>14} {:>8}", "", "one at a time", "16 at a time", "ratio");
         let mut rates = [const { Vec::new() }; 4];
@@ -207,6 +231,7 @@ impl Lanes {
                     thread::sleep(SETTLING);
                     calls(&lane.way, Verb::Del, &pods, AT_A_TIME)?;
                     sandboxes.settle(BATCH)?;
+                    switches.wait()?;
                 }
             }
         }

@@ -39,6 +39,11 @@ pub(crate) fn measure() -> Outcome {
     contention()
 }
 
+/// Nodes without Open vSwitch: macvlan needs none, and a switch in user space would be on the way to etcd.
+fn plan(nodes: u8) -> Plan {
+    Plan { overlay: false, ..Plan::nodes(nodes) }
+}
+
 fn segments(cluster: &Cluster) -> Outcome {
     let with = |name: &str, net: u8, host_access: bool| {
         let net = |rest: &str| format!("10.{net}.{rest}");
@@ -70,7 +75,7 @@ struct Lane {
 }
 
 fn beside_the_reference() -> Outcome {
-    let cluster = Cluster::start(&Plan::nodes(1))?;
+    let cluster = Cluster::start(&plan(1))?;
     let switch = Switch::create(&cluster, "lan", MASTER)?;
     segments(&cluster)?;
     let apart = Netns::create(&cluster.ground, "reference")?;
@@ -209,7 +214,7 @@ fn requests_alone(cluster: &Cluster, lane: &Lane, sandboxes: &Sandboxes) -> Outc
 
 fn contention() -> Outcome {
     let nodes = CONTENDING.into_iter().max().and_then(|n| u8::try_from(n).ok()).unwrap_or(1);
-    let cluster = Cluster::start(&Plan::nodes(nodes))?;
+    let cluster = Cluster::start(&plan(nodes))?;
     let _switch = Switch::create(&cluster, "lan", MASTER)?;
     segments(&cluster)?;
     let sandboxes = Sandboxes::create(&cluster)?;

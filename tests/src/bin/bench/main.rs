@@ -20,7 +20,7 @@ use tenon_tests::{BedError, Cluster, Outcome, Plan, datapath::Datapath, ground, 
 
 use gateway::Gateway;
 use join::Moves;
-use latency::{Lane, Lanes, Sandboxes};
+use latency::{Lane, Lanes, Rest, Sandboxes};
 use way::{Ancestor, Reference, Way};
 
 /// Pods on the node that is called full.
@@ -85,8 +85,9 @@ fn measure(cluster: &Cluster) -> Outcome {
         bridge: Lane::new("bridge + host-local", Way::Reference(Reference::bridge(cluster)?)),
         ancestor: Lane::new("the ancestor's script", Way::Ancestor(Box::new(Ancestor::new(cluster)?))),
     };
-    lanes.one_at_a_time(&sandboxes, tenant)?;
-    lanes.many_at_a_time(&sandboxes, tenant)?;
+    let switches = Rest::of(&[empty, full])?;
+    lanes.one_at_a_time(&sandboxes, tenant, &switches)?;
+    lanes.many_at_a_time(&sandboxes, tenant, &switches)?;
     drop(lanes);
 
     let mut gateway = Gateway::connect(cluster)?;
