@@ -1,6 +1,8 @@
 //! Two hosts on one physical network: namespaces with a bridge between them as its switch.
 
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tenon_netdev::{Macvlan, MacvlanMode, Veth};
@@ -27,7 +29,23 @@ impl Segment {
             switch.tool(&format!("ip link set {port} master sw"));
             masters[n] = peer_index;
         }
-        Self { switch, hosts, masters }
+        let segment = Self { switch, hosts, masters };
+        segment.wait_until_it_forwards();
+        segment
+    }
+
+    /// A bridge opens a port when the kernel's link watch has told of its carrier, which takes up to a second.
+    fn wait_until_it_forwards(&self) {
+        let start = Instant::now();
+        let closed = || {
+            let listed: Value = serde_json::from_str(&self.switch.tool("bridge -j link")).unwrap();
+            let ports = listed.as_array().unwrap().clone();
+            ports.iter().any(|port| port["state"] != "forwarding")
+        };
+        while closed() {
+            assert!(start.elapsed() < Duration::from_secs(5), "the bridge does not open its ports");
+            sleep(Duration::from_millis(10));
+        }
     }
 
     /// A pod of this host on the untagged network.
@@ -47,7 +65,7 @@ impl Pod {
     pub(crate) fn new(host: &Ground, master: u32, mode: MacvlanMode) -> Self {
         let ground = Ground::new();
         let netns = Some((&ground.netns, &ground.netlink));
-        let macvlan = Macvlan { name: "eth0", master, netns, mode, mac: None, mtu: None };
+        let macvlan = Macvlan { name: "eth0", master, netns, mode, mac: None, mtu: None, up: true };
         let link = host.netlink.create_macvlan(&macvlan).unwrap();
         Self { ground, index: link.index, mac: link.mac.unwrap() }
     }
