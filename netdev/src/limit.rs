@@ -17,12 +17,17 @@ const BURST_MS: u64 = 20;
 /// The least burst: a queue that may send one packet only stands still whenever a larger one comes.
 const LEAST_BURST_FRAMES: u64 = 2;
 /// How long a full queue holds a packet. With it a single TCP connection keeps the rate over paths of up to twice
-/// this round trip time: it waits for less than half its window after a loss (RFC 9438 section 4.6).
-const QUEUE_MS: u64 = 50;
-/// The least queue: what one socket's send buffer holds unless it was set to more (`net.core.wmem_default`, 212,992
-/// bytes, of which a packet takes at least 2,304). A program on this node that sends too fast then waits for its
-/// socket instead of losing packets.
-const LEAST_QUEUE_FRAMES: u64 = 96;
+/// this round trip time: it waits for less than half its window after a loss (RFC 9438 section 4.6). What comes after
+/// a lost packet reaches the program when that has come again, one queue's length later: a longer queue is a longer
+/// gap.
+const QUEUE_MS: u64 = 30;
+/// The same of a slow limit, until its queue has [`SLOW_QUEUE_FRAMES`]: with fewer, too little is left of a TCP
+/// connection's first loss to tell it soon what was lost, and it waits for its timer, 200 ms and more (measured, see
+/// `docs/bandwidth.md`).
+const SLOW_QUEUE_MS: u64 = 50;
+const SLOW_QUEUE_FRAMES: u64 = 20;
+/// The least queue: with the burst it takes the 10 packets that a TCP connection begins with (RFC 6928).
+const LEAST_QUEUE_FRAMES: u64 = 8;
 /// A packet that takes longer than this is cut up into frames: TCP makes packets of up to 64 KiB (GSO), half a second
 /// at 1 Mbit/s. Above 100 Mbit/s they stay whole, which is what saves time.
 const PACKET_MS: u64 = 5;
@@ -66,7 +71,8 @@ impl Limit {
             .burst_bits
             .map_or_else(|| lasting(bytes_per_second, BURST_MS), |bits| on_the_wire(bits.get()))
             .max(LEAST_BURST_FRAMES * frame);
-        let queue = lasting(bytes_per_second, QUEUE_MS).max(LEAST_QUEUE_FRAMES * frame);
+        let slow = lasting(bytes_per_second, SLOW_QUEUE_MS).min(SLOW_QUEUE_FRAMES * frame);
+        let queue = lasting(bytes_per_second, QUEUE_MS).max(slow).max(LEAST_QUEUE_FRAMES * frame);
         let burst_ns = u128::from(burst) * 1_000_000_000 / u128::from(bytes_per_second);
         Shape {
             bytes_per_second,
@@ -133,8 +139,8 @@ mod tests {
         assert_eq!(shape.bytes_per_second, 1_279_720);
         // 20 ms in units of 64 ns, and whole bytes.
         assert_eq!(shape.burst_ticks, 312_495);
-        assert_eq!(shape.queue_bytes, 96 * 1464);
-        assert_eq!(shape.to_string(), "1279720 bytes/s with a burst of 19999 us and a queue of 140544 bytes");
+        assert_eq!(shape.queue_bytes, 38_391);
+        assert_eq!(shape.to_string(), "1279720 bytes/s with a burst of 19999 us and a queue of 38391 bytes");
     }
 
     #[test]
@@ -143,9 +149,18 @@ mod tests {
         assert_eq!(shape.bytes_per_second, 127);
         // 2 frames of 1464 bytes take 23 s.
         assert_eq!(u128::from(shape.burst_ticks) * 64 / 1_000_000_000, 23);
-        assert_eq!(shape.queue_bytes, 96 * 1464);
-        assert_eq!(limit(100_000_000, 0).shape().queue_bytes, 639_860);
+        assert_eq!(shape.queue_bytes, 8 * 1464);
         assert_eq!(limit(1, 0).shape().bytes_per_second, 1);
+    }
+
+    #[test]
+    fn queues_are_long_enough_for_tcp_and_no_longer() {
+        let queue = |bits_per_second| limit(bits_per_second, 0).shape().queue_bytes;
+        // In frames: the least, 50 ms, the 20 that end this, 30 ms.
+        assert_eq!(queue(1_000_000), 8 * 1464);
+        assert_eq!(queue(4_000_000), 25_594);
+        assert_eq!(queue(6_000_000), 20 * 1464);
+        assert_eq!(queue(100_000_000), 383_916);
     }
 
     #[test]
