@@ -112,6 +112,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// What was made a moment ago is not there any more.
+    pub fn vanished(operation: &'static str, object: impl Into<String>) -> Self {
+        let message = "it was deleted as soon as it was made".to_owned();
+        Self::Refused { operation, object: object.into(), errno: Errno::ENODEV, message }
+    }
+
     /// The kernel's error number, where the kernel is the one that refused.
     pub fn errno(&self) -> Option<Errno> {
         match self {

@@ -103,11 +103,7 @@ impl Netlink {
         peer.attributes = end_attributes(pair.peer_name, pair.mtu, pair.peer_mac, pair.queues);
         peer.attributes.push(LinkAttribute::NetNsFd(pair.peer_netns.as_raw_fd()));
 
-        let mut host = LinkMessage::default();
-        if pair.host_up {
-            host.header.flags = LinkFlags::Up;
-            host.header.change_mask = LinkFlags::Up;
-        }
+        let mut host = if pair.host_up { up_message() } else { LinkMessage::default() };
         host.attributes = end_attributes(pair.host_name, pair.mtu, pair.host_mac, pair.queues);
         host.attributes.push(LinkAttribute::Group(pair.host_group));
         host.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -188,10 +184,7 @@ impl Netlink {
 
     /// Sets a link up.
     pub fn set_up(&self, index: u32) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        self.set_link("set up", index, message)
+        self.set_link("set up", index, up_message())
     }
 
     /// Sets a link down.
@@ -218,14 +211,18 @@ impl Netlink {
         self.set_link_attribute(OPERATION, index, LinkAttribute::IfName(name.to_owned()))
     }
 
-    /// Renames a link that is down, gives it a hardware address and sets it up.
-    pub(crate) fn set_up_as(&self, index: u32, name: &str, mac: Option<[u8; 6]>) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
+    /// Renames a link that is down and sets it up.
+    pub(crate) fn set_name_and_up(&self, index: u32, name: &str) -> Result<()> {
+        let mut message = up_message();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.set_link("rename and set up", index, message)
+    }
+
+    /// Gives a link that is down a hardware address, if one is given, and sets it up.
+    pub(crate) fn set_up_with(&self, index: u32, mac: Option<[u8; 6]>) -> Result<()> {
+        let mut message = up_message();
         message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
-        self.set_link("name and set up", index, message)
+        self.set_link("set up", index, message)
     }
 
     /// Attaches a text of at most 254 bytes to a link; an empty one removes it.
@@ -306,6 +303,14 @@ fn end_attributes(name: &str, mtu: u32, mac: Option<[u8; 6]>, queues: u32) -> Ve
 /// Statistics are most of a link's description, and nobody here reads them.
 fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
+/// A message that sets up the link it makes or changes.
+pub(crate) fn up_message() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message
 }
 
 /// The kernel's rules for names (`dev_valid_name`); it also takes `%d` in a name for "the next free number".

@@ -20,12 +20,11 @@ use netlink_packet_netfilter::nftables::{
     DataAttribute, DevHookNumber, Expressions, Immediate, InetHookNumber, Register,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use nix::errno::Errno;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 
 use crate::error::{Error, Result};
 use crate::limit::{Limit, Shape};
-use crate::link::Link;
+use crate::link::{Link, up_message};
 use crate::nftables::{RuleSet, Table};
 use crate::socket::Netlink;
 use crate::traffic_control;
@@ -283,9 +282,7 @@ impl<'a> LinkShaper<'a> {
 
     fn create_device(&self, name: &str) -> Result<u32> {
         const OPERATION: &str = "create ifb";
-        let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
+        let mut message = up_message();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::NumTxQueues(1),
@@ -294,12 +291,7 @@ impl<'a> LinkShaper<'a> {
         ];
         let create = RouteNetlinkMessage::NewLink(message);
         self.netlink.change(OPERATION, &name, create, NLM_F_CREATE | NLM_F_EXCL)?;
-        let made = self.netlink.link_by_name(name)?.ok_or_else(|| Error::Refused {
-            operation: OPERATION,
-            object: name.to_owned(),
-            errno: Errno::ENODEV,
-            message: "it was deleted as soon as it was made".to_owned(),
-        })?;
+        let made = self.netlink.link_by_name(name)?.ok_or_else(|| Error::vanished(OPERATION, name))?;
         Ok(made.index)
     }
 

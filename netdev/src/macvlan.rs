@@ -9,13 +9,13 @@ use std::str::FromStr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
+    InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode,
 };
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::frame::MacText;
-use crate::link::{Link, check_name};
+use crate::link::{Link, check_name, up_message};
 use crate::netns::NetNs;
 use crate::socket::Netlink;
 
@@ -99,8 +99,8 @@ pub struct Macvlan<'a> {
     pub mac: Option<[u8; 6]>,
     /// In bytes; its master's if not given, and at most that.
     pub mtu: Option<u32>,
-    /// Whether it is up from the start. One that is down sends nothing, and neither its hardware address nor, with
-    /// [`Netlink::raise_macvlan`], its name has to be settled yet.
+    /// Whether it is up from the start. One that is down sends nothing, and its hardware address need not be settled
+    /// until it is [raised](Netlink::raise_macvlan).
     pub up: bool,
 }
 
@@ -142,7 +142,7 @@ impl Netlink {
         self.request_macvlan(macvlan, &name, false)?;
         let link = find(there, &name)?;
         let named = if macvlan.up {
-            there.set_up_as(link.index, macvlan.name, None)
+            there.set_name_and_up(link.index, macvlan.name)
         } else {
             there.set_name(link.index, macvlan.name)
         };
@@ -155,41 +155,30 @@ impl Netlink {
         }
     }
 
-    /// Gives a macvlan that is down its name and, if one is given, its hardware address, and sets it up, in one
-    /// request. Returns the link as it is then. What failed can be done again.
+    /// Gives a macvlan that is down a hardware address, if one is given, and sets it up, in one request. Returns the
+    /// link as it is then. What failed can be done again.
     ///
     /// # Errors
-    /// [`Error::Refused`] with `EEXIST` if the name is taken, `EADDRINUSE` if the address is taken on its master; the
-    /// macvlan is then still down. [`Error::Invalid`] for a name or address that cannot be.
-    pub fn raise_macvlan(&self, index: u32, name: &str, mac: Option<[u8; 6]>) -> Result<Link> {
-        check_name(OPERATION, name)?;
+    /// [`Error::Refused`] with `EADDRINUSE` if the address is taken on its master; the macvlan is then still down.
+    /// [`Error::Invalid`] for an address that cannot be.
+    pub fn raise_macvlan(&self, index: u32, mac: Option<[u8; 6]>) -> Result<Link> {
+        const OPERATION: &str = "set up macvlan";
         if let Some(reason) = mac.and_then(impossible_mac) {
-            return Err(Error::Invalid { operation: OPERATION, object: name.to_owned(), reason });
+            return Err(Error::Invalid { operation: OPERATION, object: format!("link {index}"), reason });
         }
-        self.set_up_as(index, name, mac).and_then(|()| find(self, name)).map_err(|error| match error {
-            Error::Refused { errno, message, .. } => {
-                let message = match (errno, mac) {
-                    (Errno::EEXIST, _) => format!("a link {name} is there already"),
-                    (Errno::EADDRINUSE, Some(mac)) => {
-                        format!(
-                            "its master or another macvlan there has the address {} already",
-                            MacText(mac)
-                        )
-                    }
-                    _ => message,
-                };
-                Error::Refused { operation: OPERATION, object: name.to_owned(), errno, message }
+        self.set_up_with(index, mac).map_err(|error| match (error, mac) {
+            (Error::Refused { object, errno: Errno::EADDRINUSE, .. }, Some(mac)) => {
+                let mac = MacText(mac);
+                let message = format!("its master or another macvlan there has the address {mac} already");
+                Error::Refused { operation: OPERATION, object, errno: Errno::EADDRINUSE, message }
             }
-            other => other,
-        })
+            (error, _) => error,
+        })?;
+        self.link_by_index(index)?.ok_or_else(|| Error::vanished(OPERATION, format!("link {index}")))
     }
 
     fn request_macvlan(&self, macvlan: &Macvlan<'_>, name: &str, up: bool) -> Result<()> {
-        let mut message = LinkMessage::default();
-        if up {
-            message.header.flags = LinkFlags::Up;
-            message.header.change_mask = LinkFlags::Up;
-        }
+        let mut message = if up { up_message() } else { LinkMessage::default() };
         message.attributes =
             vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Link(macvlan.master)];
         message.attributes.extend(macvlan.netns.map(|(netns, _)| LinkAttribute::NetNsFd(netns.as_raw_fd())));
@@ -222,12 +211,7 @@ impl Netlink {
 
 /// The link that was just made.
 fn find(netlink: &Netlink, name: &str) -> Result<Link> {
-    netlink.link_by_name(name)?.ok_or_else(|| Error::Refused {
-        operation: OPERATION,
-        object: name.to_owned(),
-        errno: Errno::ENODEV,
-        message: "it was deleted as soon as it was made".to_owned(),
-    })
+    netlink.link_by_name(name)?.ok_or_else(|| Error::vanished(OPERATION, name))
 }
 
 /// A name that nobody else thinks of.

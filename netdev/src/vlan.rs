@@ -71,14 +71,8 @@ impl Netlink {
         }
         match self.create_vlan(name, master, vlan_id) {
             Ok(()) => {
-                let index =
-                    self.link_by_name(name)?.map(|link| link.index).ok_or_else(|| Error::Refused {
-                        operation: OPERATION,
-                        object: name.to_owned(),
-                        errno: Errno::ENODEV,
-                        message: "it was deleted as soon as it was made".to_owned(),
-                    })?;
-                Ok(VlanLink { index, name: name.to_owned(), made: true })
+                let made = self.link_by_name(name)?.ok_or_else(|| Error::vanished(OPERATION, name))?;
+                Ok(VlanLink { index: made.index, name: name.to_owned(), made: true })
             }
             Err(error) if error.errno() == Some(Errno::EEXIST) => {
                 let links = self.links()?;

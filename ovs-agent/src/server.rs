@@ -74,17 +74,9 @@ async fn answer(node: &Arc<Node>, mut stream: UnixStream) -> std::io::Result<()>
         Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
     };
     let response = match body.and_then(|body| Call::decode(&body).map_err(Error::from)) {
-        // A task of its own: a plugin that is killed must not leave its ADD half done.
-        Ok(call) => {
-            let node = node.clone();
-            let work = tokio::spawn(async move {
-                match call {
-                    Call::Cni(request) => attach::handle(&node, *request).await,
-                    Call::Limit(change) => attach::change_limits(&node, change).await.into(),
-                }
-            });
-            work.await.unwrap_or_else(|error| Response::Failed(Error::agent_internal(error.to_string())))
-        }
+        // Nothing cancels this task, so a plugin that is killed does not leave its ADD half done.
+        Ok(Call::Cni(request)) => attach::handle(node, *request).await,
+        Ok(Call::Limit(change)) => attach::change_limits(node, change).await.into(),
         Err(error) => Response::Failed(error),
     };
     let frame = response

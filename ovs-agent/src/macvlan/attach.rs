@@ -12,7 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tenon_cni::{Bandwidth, Cidr, Error, Interface, Ip, Request, Route, Success, code};
 use tenon_ipam::{Attachment, Lease, Mac, Mode, PodName, Segment};
-use tenon_netdev::{Link, MacvlanMode, Netlink};
+use tenon_netdev::{Link, MacvlanMode};
 use tracing::{info, warn};
 
 use super::delegation::{self, Delegated};
@@ -43,9 +43,9 @@ pub(crate) async fn add(node: &Arc<Node>, request: &Request) -> Result<Success, 
         request.arguments.netns.clone().ok_or_else(|| Error::invalid_environment("CNI_NETNS", "not set"))?;
     let _claim = node.claim(&id).ok_or_else(|| Error::try_again(format!("{id} is being worked on")))?;
     let segment = macvlan.segment(name).await?;
-    let (host, link, in_use) = segment_link(node, &segment).await?;
+    let (link, in_use) = segment_link(node, &segment).await?;
     macvlan.releases.remove(&id).map_err(note_error)?;
-    let base = Base { id, netns, segment, host, link, bandwidth };
+    let base = Base { id, netns, segment, link, bandwidth };
     let added = if request.conf.ipam.is_some() {
         add_delegated(node, request, &base).await
     } else {
@@ -67,15 +67,29 @@ struct Base {
     id: AttachmentId,
     netns: PathBuf,
     segment: Segment,
-    /// The namespace of the segment's link.
-    host: Netlink,
     link: SegmentLink,
     bandwidth: Bandwidth,
 }
 
+/// What can be made before a pod has its addresses.
+struct Drafted {
+    draft: Draft,
+    /// The index of the host's macvlan, if the segment has one.
+    host_link: Option<u32>,
+}
+
+impl Drafted {
+    /// Deletes what no pod will have. The host's link stays for others; without any, the upkeep removes it.
+    async fn give_up(&self, id: &AttachmentId) {
+        if let Err(error) = blocking(|| self.draft.delete()).await {
+            warn!(attachment = %id, %error, "cannot delete the draft of a pod's interface; the next ADD or DEL does");
+        }
+    }
+}
+
 impl Base {
-    /// Makes the pod's interface as far as that can be done without its addresses.
-    async fn draft(&self, node: &Node) -> Result<Draft, Trouble> {
+    /// Makes the pod's interface, and the host's, as far as that can be done without the pod's addresses.
+    async fn draft(&self, node: &Node) -> Result<Drafted, Trouble> {
         let end = PodEnd {
             netns: self.netns.clone(),
             ifname: self.id.ifname.clone(),
@@ -84,7 +98,13 @@ impl Base {
             mode: mode_of(self.segment.mode),
             mtu: self.segment.mtu.map_or(self.link.mtu, |mtu| mtu.min(self.link.mtu)),
         };
-        let draft = || blocking(|| end.clone().draft(&self.host));
+        let draft = || {
+            blocking(|| {
+                let links = &node.macvlan.links;
+                let host_link = links.host_link(&self.segment, &self.link)?;
+                Ok(Drafted { draft: end.clone().draft(&links.netlink)?, host_link })
+            })
+        };
         match draft().await {
             // What a DEL has handed to the reaper may still be there.
             Err(Trouble::Occupied) if node.macvlan.reaper.is_busy() => {
@@ -157,46 +177,43 @@ async fn add_leased(node: &Arc<Node>, request: &Request, base: &Base) -> Result<
         link: &base.link.name,
         bandwidth: base.bandwidth,
     };
-    let (draft, leases) = if attached_before || base.segment.mode == Mode::Passthru {
+    let (drafted, leases) = if attached_before || base.segment.mode == Mode::Passthru {
         // What an interface has that is there already stays as it is.
-        let draft = base.draft(node).await;
-        if let Err(trouble) = draft {
+        let drafted = base.draft(node).await;
+        if let Err(trouble) = drafted {
             return Err(base.error(trouble));
         }
-        (draft, macvlan.take(node, &wanted).await)
+        (drafted, macvlan.take(node, &wanted).await)
     } else {
-        let (leases, draft) = tokio::join!(macvlan.take(node, &wanted), base.draft(node));
-        (draft, leases)
+        let (leases, drafted) = tokio::join!(macvlan.take(node, &wanted), base.draft(node));
+        (drafted, leases)
     };
     let leases = match leases {
         Ok(leases) => leases,
         Err(no_lease) => {
-            if let Ok(draft) = draft {
-                macvlan.doom(draft);
-            }
-            return Err(match no_lease {
+            let error = match no_lease {
                 NoLease::Refused(error) => error,
                 NoLease::Unsure(error) => {
                     // What has been written, if anything has, only etcd knows: it is read when the note's turn comes.
                     put_off_release(node, &base.id, error.to_string())?;
                     error
                 }
-            });
+            };
+            if let Ok(drafted) = drafted {
+                drafted.give_up(&base.id).await;
+            }
+            return Err(error);
         }
     };
     let routes = base.segment.routes().into_iter().map(|route| (route.dst, route.gw)).collect();
     let mac = leases.first().and_then(|lease| lease.mac).map(Mac::bytes);
     let given = base.given(mac, networks(&base.segment, &leases), routes);
-    let settled = match draft {
-        Ok(draft) => settle(node, base, draft, &given).await,
+    let settled = match drafted {
+        Ok(drafted) => settle(node, base, drafted, &given).await,
         Err(trouble) => Err(trouble),
     };
     match settled {
-        Ok(link) => {
-            let (node, id) = (node.clone(), base.id.clone());
-            tokio::task::spawn_blocking(move || node.macvlan.remember(&id));
-            Ok(success(base, &given, &link, request))
-        }
+        Ok(link) => Ok(success(base, &given, &link, request)),
         Err(trouble) => {
             let asked = |ip| wanted.request.ips.contains(&ip);
             Err(undo(node, base, &leases, trouble, asked).await?)
@@ -240,7 +257,7 @@ async fn add_delegated(node: &Arc<Node>, request: &Request, base: &Base) -> Resu
         mac: String::new(),
         bandwidth: limits::record(base.bandwidth),
     };
-    let draft = base.draft(node).await.map_err(|trouble| base.error(trouble))?;
+    let drafted = base.draft(node).await.map_err(|trouble| base.error(trouble))?;
     let noted = macvlan.delegated.put(&base.id, &note).map_err(note_error);
     let asked = match noted {
         Ok(()) => delegation::add(request).await,
@@ -249,7 +266,7 @@ async fn add_delegated(node: &Arc<Node>, request: &Request, base: &Base) -> Resu
     let result = match asked {
         Ok(result) => result,
         Err(error) => {
-            macvlan.doom(draft);
+            drafted.give_up(&base.id).await;
             macvlan.delegated.remove(&base.id).map_err(note_error)?;
             return Err(error);
         }
@@ -267,7 +284,7 @@ async fn add_delegated(node: &Arc<Node>, request: &Request, base: &Base) -> Resu
             result.ips.iter().filter_map(|ip| IpNet::new(ip.address.address(), ip.address.prefix()).ok());
         let mac = request.requested_mac().map(|mac| mac.bytes());
         let given = base.given(mac, addresses.collect(), routes.collect());
-        let link = settle(node, base, draft, &given).await.map_err(|trouble| base.error(trouble))?;
+        let link = settle(node, base, drafted, &given).await.map_err(|trouble| base.error(trouble))?;
         note.ips = given.addresses.iter().map(IpNet::addr).collect();
         note.mac = mac_text(&link);
         macvlan.delegated.put(&base.id, &note).map_err(note_error)?;
@@ -288,36 +305,42 @@ async fn add_delegated(node: &Arc<Node>, request: &Request, base: &Base) -> Resu
     added
 }
 
-/// Makes a draft the pod's interface, and lets the host in.
-async fn settle(node: &Arc<Node>, base: &Base, draft: Draft, given: &Given) -> Result<Link, Trouble> {
-    let Base { id, netns, segment, host, link, .. } = base;
+/// Makes a draft the pod's interface, lets the host in, and notes what the pod holds.
+async fn settle(node: &Arc<Node>, base: &Base, drafted: Drafted, given: &Given) -> Result<Link, Trouble> {
+    let Base { id, netns, link, .. } = base;
     let links = &node.macvlan.links;
     let ips: Vec<IpAddr> = given.addresses.iter().map(IpNet::addr).collect();
+    let Drafted { draft, host_link } = drafted;
     let (made, announcer) = blocking(|| {
-        let host_end = match links.host_end(host, segment, link, &ips) {
-            Ok(host_end) => host_end,
+        let addresses = match host_link.map(|_| links.host_addresses(&link.name, &ips)).transpose() {
+            Ok(addresses) => addresses.unwrap_or_default(),
             Err(error) => {
                 draft.delete()?;
                 return Err(error.into());
             }
         };
-        let addresses = host_end.as_ref().map_or(&[][..], |end| &end.addresses);
-        let (made, announcer) = draft.settle(given, addresses)?;
+        let (made, announcer) = draft.settle(given, &addresses)?;
         let pods = local_pods(&link.name, &ips, made.mac);
-        if let Some(host_end) = host_end
-            && let Err(error) = links.let_in(host, host_end.index, &pods)
+        if let Some(host_link) = host_link
+            && let Err(error) = links.let_in(host_link, &pods)
         {
-            // Passing on is better than a pod without its host; the upkeep tries again.
+            // Passing on is better than a pod without its host. The upkeep may have removed the host's link before it
+            // knew of this pod, and tries again now.
             warn!(attachment = %id, %error, "the host cannot reach a pod yet");
+            node.macvlan.keep.notify_one();
         }
         Ok::<_, Trouble>((made, announcer))
     })
     .await?;
-    let (mac, netns, ifname) = (made.mac, netns.clone(), id.ifname.clone());
+    let (node, id, mac, netns) = (node.clone(), id.clone(), made.mac, netns.clone());
     tokio::spawn(async move {
-        blocking(|| drop(announcer)).await;
+        blocking(|| {
+            node.macvlan.remember(&id);
+            drop(announcer);
+        })
+        .await;
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;
-        let again = blocking(|| mac.map_or(Ok(()), |mac| pod::announce(&netns, &ifname, mac, &ips)));
+        let again = blocking(|| mac.map_or(Ok(()), |mac| pod::announce(&netns, &id.ifname, mac, &ips)));
         if let Err(error) = again.await {
             warn!(%error, "cannot announce a pod's addresses a second time");
         }
@@ -349,15 +372,10 @@ fn mode_of(mode: Mode) -> MacvlanMode {
     }
 }
 
-/// The segment's link, and a handle on its namespace.
-async fn segment_link(node: &Arc<Node>, segment: &Segment) -> Result<(Netlink, SegmentLink, InUse), Error> {
-    blocking(|| {
-        let host = Netlink::open().map_err(netdev_error)?;
-        let found = node.macvlan.links.ensure(&host, segment);
-        let (link, in_use) = found.map_err(|error| Error::invalid_config(error.to_string()))?;
-        Ok((host, link, in_use))
-    })
-    .await
+/// The segment's link.
+async fn segment_link(node: &Arc<Node>, segment: &Segment) -> Result<(SegmentLink, InUse), Error> {
+    let found = blocking(|| node.macvlan.links.ensure(segment)).await;
+    found.map_err(|error| Error::invalid_config(error.to_string()))
 }
 
 fn success(base: &Base, given: &Given, link: &Link, request: &Request) -> Success {

@@ -66,6 +66,9 @@ impl Drop for InUse {
 /// The links of this node.
 #[derive(Debug)]
 pub(super) struct Links {
+    /// A handle on the host's namespace, for everything that is asked of it while a runtime waits. What deletes links has
+    /// a handle of its own.
+    pub(super) netlink: Netlink,
     /// Which interface is a segment's master here, where its record says another.
     masters: BTreeMap<String, String>,
     /// The address by which pods reach the host.
@@ -74,15 +77,6 @@ pub(super) struct Links {
     users: Mutex<BTreeMap<(String, Option<u16>), usize>>,
     /// Held while the host's macvlans and their routes change.
     host: Mutex<()>,
-}
-
-/// The host on a segment's link.
-#[derive(Debug)]
-pub(super) struct HostEnd {
-    /// The index of its macvlan there.
-    pub(super) index: u32,
-    /// Its addresses for the pods that were asked for, each with the MAC address of its macvlan.
-    pub(super) addresses: Vec<(IpAddr, [u8; 6])>,
 }
 
 /// A local pod that the host shall reach.
@@ -94,8 +88,9 @@ pub(super) struct LocalPod {
 }
 
 impl Links {
-    pub(super) fn new(masters: BTreeMap<String, String>, underlay: Ipv4Addr) -> Self {
-        Self { masters, underlay, users: Mutex::default(), host: Mutex::default() }
+    pub(super) fn new(masters: BTreeMap<String, String>, underlay: Ipv4Addr) -> Result<Self, Error> {
+        let netlink = Netlink::open()?;
+        Ok(Self { netlink, masters, underlay, users: Mutex::default(), host: Mutex::default() })
     }
 
     fn users(&self) -> MutexGuard<'_, BTreeMap<(String, Option<u16>), usize>> {
@@ -104,11 +99,8 @@ impl Links {
 
     /// The segment's link, made if it is a VLAN that has none yet. It stays until what is returned with it is dropped,
     /// and for as long as a pod is on it.
-    pub(super) fn ensure(
-        self: &Arc<Self>,
-        netlink: &Netlink,
-        segment: &Segment,
-    ) -> Result<(SegmentLink, InUse), LinkError> {
+    pub(super) fn ensure(self: &Arc<Self>, segment: &Segment) -> Result<(SegmentLink, InUse), LinkError> {
+        let netlink = &self.netlink;
         let name = self.masters.get(&segment.name).unwrap_or(&segment.master);
         let failed = |source| LinkError::Netdev { segment: segment.name.clone(), source };
         let mut users = self.users();
@@ -155,38 +147,39 @@ impl Links {
         Ok(())
     }
 
-    /// The host's macvlan on the segment's link, made if it is not there, for pods with these addresses; `None` if the
-    /// segment gives no access.
-    pub(super) fn host_end(
-        &self,
-        netlink: &Netlink,
-        segment: &Segment,
-        link: &SegmentLink,
-        pods: &[IpAddr],
-    ) -> Result<Option<HostEnd>, Error> {
+    /// The index of the host's macvlan on the segment's link, made if it is not there; `None` if the segment gives no
+    /// access.
+    pub(super) fn host_link(&self, segment: &Segment, link: &SegmentLink) -> Result<Option<u32>, Error> {
         if !has_host_access(segment) {
             return Ok(None);
         }
         let _held = self.host.lock();
-        let index = self.ensure_host_link(netlink, &link.name, link.index)?;
-        let mac = self.host_mac(&link.name);
-        let sources = pods.iter().filter_map(|pod| self.source(netlink, *pod).transpose());
-        let addresses: Result<_, Error> = sources.map(|source| Ok((source?, mac))).collect();
-        Ok(Some(HostEnd { index, addresses: addresses? }))
+        self.ensure_host_link(&self.netlink, &link.name, link.index).map(Some)
+    }
+
+    /// The host's addresses for pods with these addresses, each with the MAC address of its macvlan on the link.
+    pub(super) fn host_addresses(
+        &self,
+        link: &str,
+        pods: &[IpAddr],
+    ) -> Result<Vec<(IpAddr, [u8; 6])>, Error> {
+        let mac = self.host_mac(link);
+        let sources = pods.iter().filter_map(|pod| self.source(&self.netlink, *pod).transpose());
+        sources.map(|source| Ok((source?, mac))).collect()
     }
 
     /// Makes the host reach these pods too, by its macvlan of this index.
-    pub(super) fn let_in(&self, netlink: &Netlink, host: u32, pods: &[LocalPod]) -> Result<(), Error> {
+    pub(super) fn let_in(&self, host: u32, pods: &[LocalPod]) -> Result<(), Error> {
         let _held = self.host.lock();
-        pods.iter().try_for_each(|pod| self.set_route(netlink, host, pod))
+        pods.iter().try_for_each(|pod| self.set_route(&self.netlink, host, pod))
     }
 
     /// Takes back what [`Self::let_in`] did for a pod that goes.
     pub(super) fn shut_out(&self, pods: &[LocalPod]) -> Result<(), Error> {
         let _held = self.host.lock();
-        let netlink = Netlink::open()?;
+        let netlink = &self.netlink;
         pods.iter().try_for_each(|pod| match netlink.link_by_name(&host_link_name(&pod.link))? {
-            Some(host) => remove_route(&netlink, host.index, pod.ip),
+            Some(host) => remove_route(netlink, host.index, pod.ip),
             None => Ok(()),
         })
     }
@@ -312,12 +305,7 @@ fn vlan_link(netlink: &Netlink, master: &Link, vlan: u16) -> Result<Link, Error>
         }
         info!(link = made.name, "made for a segment's pods");
     }
-    netlink.link_by_index(made.index)?.ok_or_else(|| Error::Refused {
-        operation: "find link",
-        object: made.name,
-        errno: Errno::ENODEV,
-        message: "it was deleted as soon as it was made".to_owned(),
-    })
+    netlink.link_by_index(made.index)?.ok_or_else(|| Error::vanished("create VLAN link", made.name))
 }
 
 /// `eth0.100`, as everybody calls it; of a master with a long name, as much as a link's 15 characters hold.

@@ -77,7 +77,7 @@ impl Macvlan {
         Ok(Self {
             segments: Mutex::new(Segments::new(&config.node)),
             seen: watch::Sender::new(0),
-            links: Arc::new(Links::new(config.masters.clone(), underlay)),
+            links: Arc::new(Links::new(config.masters.clone(), underlay).map_err(io::Error::other)?),
             reaper: Reaper::start()?,
             releases: Arc::new(Notes::new(dir.join("releases"))),
             holdings: Arc::new(Notes::unsynced(dir.join("holdings"))),
@@ -115,12 +115,6 @@ impl Macvlan {
             segments.revision()
         };
         self.seen.send_replace(revision);
-    }
-
-    /// Has a draft deleted that no pod will have.
-    fn doom(&self, draft: pod::Draft) {
-        let (netns, index) = draft.place();
-        self.reaper.doom(netns, Some(index));
     }
 
     /// Why no pod can be attached now, whatever its segment; `None`: they can.

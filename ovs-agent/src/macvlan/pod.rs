@@ -1,4 +1,4 @@
-//! The pod's interface: first a draft that nobody can use, made while etcd writes the lease; then settled, asked for
+//! The pod's interface: first a draft that nobody can use, made while etcd writes the lease; then set up, asked for
 //! conflicts, given addresses and routes, announced.
 
 use std::net::IpAddr;
@@ -26,8 +26,8 @@ const LEFTOVER_INTERVAL: Duration = Duration::from_millis(5);
 pub(super) struct PodEnd {
     pub(super) netns: PathBuf,
     pub(super) ifname: String,
-    /// What the interface is called until it is settled: a name of this attachment alone, by which another agent knows
-    /// what a dead one has left.
+    /// What the interface is called as it is made, and its alias until it is settled: a name of this attachment alone, by
+    /// which another agent knows what a dead one has left.
     pub(super) draft_name: String,
     /// The index of the host's link that it is on.
     pub(super) link: u32,
@@ -79,8 +79,10 @@ impl PodEnd {
     pub(super) fn draft(self, host: &Netlink) -> Result<Draft, Trouble> {
         let netns = NetNs::open(&self.netns)?;
         let (pod, announcer) = netns.run(|| Ok::<_, Error>((Netlink::open()?, Announcer::open()?)))??;
-        if pod.link_by_name(&self.ifname)?.is_some() {
-            return Err(Trouble::Occupied);
+        match pod.link_by_name(&self.ifname)? {
+            None => {}
+            Some(left) if is_draft(&left, &self.draft_name) => pod.delete_link(left.index)?,
+            Some(_) => return Err(Trouble::Occupied),
         }
         let wanted = Macvlan {
             name: &self.draft_name,
@@ -102,15 +104,23 @@ impl PodEnd {
             }
             made => made,
         };
-        let index = made?.index;
-        Ok(Draft { end: self, netns, pod, announcer, index })
+        let draft = Draft { index: made?.index, end: self, netns, pod, announcer };
+        match draft.name() {
+            Ok(()) => Ok(draft),
+            Err(error) => {
+                draft.delete()?;
+                Err(if error.errno() == Some(Errno::EEXIST) { Trouble::Occupied } else { error.into() })
+            }
+        }
     }
 }
 
 impl Draft {
-    /// Where it is, to be deleted by whoever has the time.
-    pub(super) fn place(self) -> (NetNs, u32) {
-        (self.netns, self.index)
+    /// Names it as the pod's interface is called, but marks it as none yet. To name a link is what takes the kernel
+    /// longest of all that is done to it.
+    fn name(&self) -> Result<(), Error> {
+        self.pod.set_alias(self.index, &self.end.draft_name)?;
+        self.pod.set_name(self.index, &self.end.ifname)
     }
 
     /// Deletes it. Blocks for some 20 ms.
@@ -137,11 +147,8 @@ impl Draft {
 
     fn configure(&self, given: &Given, host: &[(IpAddr, [u8; 6])]) -> Result<Link, Trouble> {
         let PodEnd { ifname, mode, .. } = &self.end;
-        let raised = patiently(*mode, || self.pod.raise_macvlan(self.index, ifname, given.mac));
-        let link = match raised {
-            Err(error) if error.errno() == Some(Errno::EEXIST) => return Err(Trouble::Occupied),
-            raised => raised?,
-        };
+        let link = patiently(*mode, || self.pod.raise_macvlan(self.index, given.mac))?;
+        self.pod.set_alias(self.index, "")?;
         let ips: Vec<IpAddr> = given.addresses.iter().map(IpNet::addr).collect();
         if ips.iter().any(IpAddr::is_ipv6) {
             let setting = format!("net/ipv6/conf/{ifname}/disable_ipv6");
@@ -185,6 +192,11 @@ impl Draft {
         }
         Ok(())
     }
+}
+
+/// Whether a pod's interface is a draft of this name that an agent has left which died.
+fn is_draft(link: &Link, draft_name: &str) -> bool {
+    is_macvlan(link) && !link.up && link.alias.as_deref() == Some(draft_name)
 }
 
 /// Tries again while what is in the way may be gone in a moment.
@@ -249,7 +261,9 @@ pub(super) fn silence(
         opened => opened?,
     };
     let pod = Netlink::open_in(&netns)?;
-    let is_its_own = |link: &Link| is_macvlan(link) && link.mac.is_some_and(|mac| macs.contains(&mac));
+    let is_its_own = |link: &Link| {
+        is_macvlan(link) && link.mac.is_some_and(|mac| macs.contains(&mac)) || is_draft(link, draft_name)
+    };
     let Some(link) = pod.link_by_name(ifname)?.filter(is_its_own) else {
         let draft = pod.link_by_name(draft_name)?;
         return Ok(Some((netns, draft.map(|draft| draft.index))));
