@@ -12,6 +12,7 @@ use crate::{
     ground::{Ground, require},
     matrix::Place,
     node::Node,
+    threads::joined,
     underlay::{Internet, Underlay, node_address},
 };
 
@@ -110,10 +111,7 @@ impl Cluster {
             let cluster = &cluster;
             let threads: Vec<_> =
                 (1..=plan.nodes).map(|index| scope.spawn(move || cluster.make_node(index, plan))).collect();
-            threads
-                .into_iter()
-                .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+            threads.into_iter().map(joined).collect()
         });
         for node in made {
             cluster.nodes.push(node.inspect_err(|_| cluster.ground.fail())?);

@@ -21,6 +21,7 @@ use crate::{
     limits::INGRESS_DEVICE,
     matrix::Place,
     netns,
+    threads::joined,
 };
 
 /// Every measurement listens on a port of its own, so that many can go to one place at a time.
@@ -118,7 +119,7 @@ pub fn measure(
         let looks = scope.spawn(|| netns::inside(&to.netns, || watch(&done)));
         let output = client.output();
         done.store(true, Ordering::Relaxed);
-        (output, looks.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        (output, joined(looks))
     });
     let (output, looks) = (output?, looks?);
     let received = parse(&output.stdout).zip(peak(&looks));

@@ -31,6 +31,7 @@ pub mod pod;
 pub mod probe;
 pub mod segment;
 pub mod stream;
+pub mod threads;
 pub mod underlay;
 
 pub use cluster::{Cluster, Plan, run};

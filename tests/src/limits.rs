@@ -19,6 +19,9 @@ use crate::{
     matrix::Place,
     node::{Node, Traces},
     pod::Pod,
+    probe,
+    stream::Stream,
+    threads::joined,
 };
 
 /// The link whose queues hold what pods send.
@@ -110,11 +113,39 @@ impl Case {
 pub fn measure_at_once(cluster: &Cluster, cases: &[Case]) -> Vec<Result<Received, BedError>> {
     thread::scope(|scope| {
         let threads: Vec<_> = cases.iter().map(|case| scope.spawn(|| case.measure(cluster))).collect();
-        threads
-            .into_iter()
-            .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+        threads.into_iter().map(joined).collect()
     })
+}
+
+/// Changes the limits of `pod`, one after the other and all once more, while streams far below every one of them run both
+/// ways. Fails if a packet is lost, or comes after a later one.
+pub fn change_unnoticed(
+    cluster: &Cluster,
+    pod: &Place,
+    peer: &Place,
+    changes: &[Value],
+    change: impl Fn(Value) -> Outcome,
+) -> Outcome {
+    // The first packet between two nodes may wait for their addresses on the underlay in vain.
+    assert!(probe::ping(&pod.netns, peer.address)?);
+    let steady = Load::Udp { bits_per_second: 2_000_000 };
+    let echo = Stream::start(&pod.netns, peer.address, Duration::from_millis(5))?;
+    let (sent, received) = thread::scope(|scope| {
+        let sent = scope.spawn(|| measure(cluster, pod, peer, steady, 6));
+        let received = scope.spawn(|| measure(cluster, peer, pod, steady, 6));
+        thread::sleep(Duration::from_millis(800));
+        for change_to in [changes, changes].concat() {
+            change(change_to)?;
+            thread::sleep(Duration::from_millis(300));
+        }
+        Ok::<_, BedError>((joined(sent)?, joined(received)?))
+    })?;
+    let tally = echo.stop();
+    assert!(tally.sent > 600 && tally.lost == 0, "{tally:?}");
+    for (direction, of) in [("sent", sent), ("received", received)] {
+        assert!(of.lost_percent == 0.0 && of.out_of_order == 0, "{direction}: {of:?}");
+    }
+    Ok(())
 }
 
 impl Node {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr, path::PathBuf, thread, time::Duration};
 
-use crate::{datapath::patience, error::BedError, probe};
+use crate::{datapath::patience, error::BedError, probe, threads::joined};
 
 /// How long an echo reply is waited for where none is expected. Requests are repeated meanwhile.
 const WINDOW: Duration = Duration::from_millis(600);
@@ -40,10 +40,7 @@ impl Matrix {
                     scope.spawn(move || probe::reach(&place.netns, addresses, window))
                 })
                 .collect();
-            probes
-                .into_iter()
-                .map(|p| p.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+            probes.into_iter().map(joined).collect()
         });
         let mut open = BTreeSet::new();
         for (from, row) in rows.into_iter().enumerate() {

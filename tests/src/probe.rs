@@ -17,6 +17,7 @@ use crate::{
     error::{BedError, Outcome},
     matrix::Place,
     netns,
+    threads::joined,
 };
 
 /// How often an unanswered echo request is repeated.
@@ -163,7 +164,7 @@ pub fn tcp_echo(from: &Place, to: &Place, length: usize) -> Outcome {
         });
         let mut back = Vec::new();
         reader.read_to_end(&mut back).map_err(system)?;
-        sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(system)?;
+        joined(sending).map_err(system)?;
         if back == sent {
             Ok(())
         } else {

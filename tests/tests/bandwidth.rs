@@ -9,10 +9,10 @@ use tenon_tests::{
     command::Tool,
     datapath::Datapath,
     iperf::{Load, Received, measure},
-    limits::{Case, measure_at_once, require_limit},
+    limits::{Case, change_unnoticed, measure_at_once, require_limit},
     pod::Pod,
-    probe, run,
-    stream::Stream,
+    run,
+    threads::joined,
 };
 
 const M: u64 = 1_000_000;
@@ -119,37 +119,15 @@ fn limits_change_and_go_while_traffic_runs() -> Outcome {
         };
         let unchanged = node.limit_traces()?;
 
-        // The first packet between two nodes may wait for their addresses on the underlay in vain.
-        assert!(probe::ping(&here.netns, there.address)?);
-
         // Streams well below every limit lose nothing.
-        let steady = Load::Udp { bits_per_second: 2 * M };
-        let echo = Stream::start(&here.netns, there.address, Duration::from_millis(5))?;
-        let (sent, received) = thread::scope(|scope| {
-            let sent = scope.spawn(|| measure(cluster, &here, &there, steady, 6));
-            let received = scope.spawn(|| measure(cluster, &there, &here, steady, 6));
-            thread::sleep(Duration::from_millis(800));
-            let changes = [
-                json!({"ingressRate": LIMIT, "egressRate": LIMIT}),
-                json!({"ingressRate": 3 * LIMIT, "egressRate": LIMIT / 2}),
-                json!({"egressRate": LIMIT / 2}),
-                json!({"ingressRate": LIMIT}),
-                json!({}),
-            ];
-            for change_to in [changes.clone(), changes].concat() {
-                change(change_to)?;
-                thread::sleep(Duration::from_millis(300));
-            }
-            let joined = |t: thread::ScopedJoinHandle<'_, Result<Received, BedError>>| {
-                t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            Ok::<_, BedError>((joined(sent)?, joined(received)?))
-        })?;
-        let tally = echo.stop();
-        assert!(tally.sent > 600 && tally.lost == 0, "{tally:?}");
-        for (direction, of) in [("sent", sent), ("received", received)] {
-            assert!(of.lost_percent == 0.0 && of.out_of_order == 0, "{direction}: {of:?}");
-        }
+        let changes = [
+            json!({"ingressRate": LIMIT, "egressRate": LIMIT}),
+            json!({"ingressRate": 3 * LIMIT, "egressRate": LIMIT / 2}),
+            json!({"egressRate": LIMIT / 2}),
+            json!({"ingressRate": LIMIT}),
+            json!({}),
+        ];
+        change_unnoticed(cluster, &here, &there, &changes, change)?;
         node.wait_for_limit_traces(&unchanged)?;
 
         // A full stream has the new rate within a second, in both directions.
@@ -162,7 +140,7 @@ fn limits_change_and_go_while_traffic_runs() -> Outcome {
                 change(json!({ key: 3 * LIMIT }))?;
                 thread::sleep(Duration::from_secs(3));
                 change(json!({}))?;
-                received.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                joined(received)
             })?;
             assert!(near(received.rate(..2), LIMIT), "{key}: {received:?}");
             assert!(near(received.rate(4..5), 3 * LIMIT), "{key}: {received:?}");
@@ -277,10 +255,10 @@ fn unlimited_neighbour_keeps_its_rate() -> Outcome {
             let (out, back) = thread::scope(|scope| {
                 let out = scope.spawn(|| measure(cluster, &neighbour, &peer, steady, 4));
                 let back = measure(cluster, &peer, &neighbour, steady, 4);
-                (out.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), back)
+                (joined(out), back)
             });
             for (n, pushing) in pushing.into_iter().enumerate() {
-                let received = pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                let received = joined(pushing)?;
                 require_limit(&format!("limited{n}"), limit, &received);
             }
             for (way, received) in [("sends", out?), ("receives", back?)] {

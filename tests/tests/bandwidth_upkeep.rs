@@ -14,6 +14,7 @@ use tenon_tests::{
     node::BRIDGE,
     pod::Pod,
     probe, run,
+    threads::joined,
 };
 
 const LIMIT: u64 = 10_000_000;
@@ -44,7 +45,7 @@ impl Scene {
         thread::scope(|scope| {
             let egress = scope.spawn(|| measure(cluster, &limited, &far, OVERLOAD, 2));
             let ingress = measure(cluster, &near, &limited, OVERLOAD, 2)?;
-            let egress = egress.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let egress = joined(egress)?;
             Ok([egress, ingress])
         })
     }

@@ -21,6 +21,7 @@ use tenon_tests::{
     pod::Pod,
     probe,
     segment::{held_by, mac_of, on_segments, record, refused},
+    threads::joined,
     underlay::{PREFIX_LENGTH, ROUTER},
 };
 
@@ -40,7 +41,7 @@ fn add_at_once(pods: &[Pod]) -> Result<Vec<Reply>, BedError> {
     };
     thread::scope(|scope| {
         let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(|| add(pod))).collect();
-        let joined = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        let joined = threads.into_iter().map(joined);
         joined.collect()
     })
 }
@@ -175,7 +176,7 @@ fn add_while_etcd_is_killed_leaves_no_lease() -> Outcome {
                 let adds = scope.spawn(|| add_at_once(&pods));
                 thread::sleep(delay);
                 let killed = cluster.etcd.kill_member(0);
-                let replies = adds.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+                let replies = joined(adds);
                 killed.and(replies)
             })?;
             cluster.etcd.start_member(0)?;
@@ -330,7 +331,7 @@ fn serves_macvlan_alone(node: &Node, overlay: &Pod, known: &Pod, machine: &Netns
                 _ => pod.cni.call(verb, Some(&pod.attachment)),
             })
         });
-        calls.map(|call| call.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        calls.map(joined)
     });
     for reply in replies {
         let reply = reply?;

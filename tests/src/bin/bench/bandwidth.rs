@@ -31,6 +31,8 @@ const SECONDS: u16 = 5;
 const ADDS: usize = 40;
 /// What a kernel takes to be done with links that have vanished.
 const SETTLING: Duration = Duration::from_millis(30);
+/// What Open vSwitch and the kernel take until nothing that one way leaves behind falls into the next one's time.
+const REST: Duration = Duration::from_millis(150);
 /// The part of a second that a burst takes which an administrator of the reference plugin chose well.
 const CHOSEN_BURST: u64 = 100;
 /// The least that it is then, in bits: with less than a frame, nothing comes through.
@@ -291,12 +293,14 @@ impl Scene {
         ];
         let mut samples = [const { Vec::new() }; 6];
         let mut sandbox = Netns::create(&self.cluster.ground, "added")?;
-        for _ in 0..ADDS {
-            for ((_, kind, limits), samples) in lanes.into_iter().zip(&mut samples) {
+        for round in 0..ADDS {
+            for turn in 0..lanes.len() {
+                let at = if round % 2 == 0 { turn } else { lanes.len() - 1 - turn };
+                let (_, kind, limits) = lanes[at];
                 let (pod, taken) = self.attach(kind, sandbox, limits)?;
-                samples.push(taken);
+                samples[at].push(taken);
                 sandbox = self.detach(pod)?;
-                thread::sleep(SETTLING);
+                thread::sleep(REST);
             }
         }
         let medians = samples.map(|taken| {

@@ -17,6 +17,7 @@ use tenon_tests::{
     etcd::{Etcd, PREFIX},
     node::{BRIDGE, Node},
     pod::Pod,
+    threads::joined,
 };
 
 use crate::{
@@ -202,10 +203,7 @@ impl<'c> Moves<'c> {
             let begin = Instant::now();
             let put = gateway.put(&key, &record);
             let answered = begin.elapsed();
-            let moments: Result<Vec<Instant>, BedError> = watchers
-                .into_iter()
-                .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect();
+            let moments: Result<Vec<Instant>, BedError> = watchers.into_iter().map(joined).collect();
             put.and(moments).map(|moments| (begin, answered, moments))
         })?;
         etcd.settled(self.tenant)?;

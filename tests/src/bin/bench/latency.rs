@@ -11,6 +11,7 @@ use std::{
 
 use tenon_tests::{
     BedError, Cluster, Outcome, cni::Attachment, command::until, netns::Netns, node::Node, pod::container_id,
+    threads::joined,
 };
 
 use crate::{
@@ -126,10 +127,7 @@ pub(crate) fn calls(
     };
     let outcomes: Vec<Outcome> = thread::scope(|scope| {
         let threads: Vec<_> = (0..at_a_time).map(|_| scope.spawn(worker)).collect();
-        threads
-            .into_iter()
-            .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+        threads.into_iter().map(joined).collect()
     });
     let whole = begin.elapsed();
     outcomes.into_iter().collect::<Outcome>()?;

@@ -17,6 +17,7 @@ use tenon_tests::{
     node::Node,
     segment,
     segment::{MASTER, Switch},
+    threads::joined,
     underlay::etcd_address,
 };
 
@@ -243,10 +244,7 @@ fn contend(cluster: &Cluster, sandboxes: &Sandboxes) -> Outcome {
                         .iter()
                         .map(|(share, way)| scope.spawn(move || calls(way, verb, share, AT_A_TIME / agents)))
                         .collect();
-                    threads
-                        .into_iter()
-                        .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                        .collect()
+                    threads.into_iter().map(joined).collect()
                 });
                 outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
                 Ok(begin.elapsed())
