@@ -3,6 +3,7 @@
 //! The runtime's side is the same whichever datapath is below, so this runs on the userspace datapath alone.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,19 +14,24 @@ use k8s_cri::v1::{
     PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StatusRequest,
     StopPodSandboxRequest, runtime_service_client::RuntimeServiceClient,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tenon_tests::{
-    BedError, Outcome, Plan,
+    BedError, Cluster, Outcome, Plan,
     command::{Process, Tool, until},
     ground,
+    iperf::{Load, measure},
+    limits::require_limit,
     matrix::{Matrix, Place},
     node::Node,
     run,
+    segment::{on_segments, place, record},
 };
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 const IMAGE: &str = "localhost/pause:1";
+const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 
 /// containerd on a node, with everything it writes below one directory.
 struct Containerd {
@@ -75,8 +81,8 @@ fn make_image(dir: &Path) -> Result<PathBuf, BedError> {
 }
 
 impl Containerd {
-    /// Starts containerd in a node's namespace, with a conflist for the node's agent.
-    fn start(cluster: &tenon_tests::Cluster, node: &Node) -> Result<Self, BedError> {
+    /// Starts containerd in a node's namespace, with a conflist for the node's agent that has these keys.
+    fn start(cluster: &Cluster, node: &Node, keys: Value) -> Result<Self, BedError> {
         let dir = cluster.ground.dir().join("containerd");
         let conf = dir.join("net.d");
         fs::create_dir_all(&conf).map_err(io("make containerd's directories"))?;
@@ -87,12 +93,11 @@ impl Containerd {
             let link = bin_dir.join(plugin.file_name().unwrap_or_default());
             std::os::unix::fs::symlink(&plugin, link).map_err(io("link a plugin"))?;
         }
-        let conflist = json!({
-            "cniVersion": "1.0.0",
-            "name": "tenon",
-            "plugins": [{"type": "tenon", "mode": "overlay", "agentSocket": node.socket(),
-                "capabilities": {"bandwidth": true, "ips": true, "mac": true}}],
-        });
+        let mut plugin = json!({"type": "tenon", "agentSocket": node.socket()});
+        if let (Some(fields), Value::Object(keys)) = (plugin.as_object_mut(), keys) {
+            fields.extend(keys);
+        }
+        let conflist = json!({"cniVersion": "1.0.0", "name": "tenon", "plugins": [plugin]});
         fs::write(conf.join("10-tenon.conflist"), conflist.to_string()).map_err(io("write the conflist"))?;
         let socket = dir.join("containerd.sock");
         let config = format!(
@@ -156,8 +161,8 @@ impl Containerd {
         Ok(unready.map(|c| format!("{}: {}", c.r#type, c.message)).collect())
     }
 
-    /// Runs a pod sandbox and returns its id and place.
-    fn run_pod(&self, tenant: &str, name: &str) -> Result<Place, BedError> {
+    /// Runs a pod sandbox with these annotations and returns its place.
+    fn run_pod(&self, tenant: &str, name: &str, annotations: &[(&str, &str)]) -> Result<Place, BedError> {
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.into(),
@@ -166,6 +171,7 @@ impl Containerd {
                 attempt: 0,
             }),
             linux: Some(LinuxPodSandboxConfig::default()),
+            annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             ..PodSandboxConfig::default()
         };
         let mut client = self.client()?;
@@ -176,9 +182,9 @@ impl Containerd {
         let status = self.runtime.block_on(client.pod_sandbox_status(request));
         let status = status.map_err(|e| rpc("the status of a pod sandbox", e))?.into_inner();
         let ip = status.status.and_then(|s| s.network).map(|n| n.ip).unwrap_or_default();
-        let info: serde_json::Value =
+        let info: Value =
             status.info.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let pid = info.get("pid").and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let pid = info.get("pid").and_then(Value::as_u64).unwrap_or_default();
         let address = ip.parse().map_err(|_| rpc("the address of a pod sandbox", &ip))?;
         Ok(Place { name: name.into(), netns: format!("/proc/{pid}/ns/net").into(), address })
     }
@@ -218,14 +224,51 @@ fn containerd_runs_and_removes_pods() -> Outcome {
         cluster.add_tenants(&["a", "b"])?;
         let node = cluster.node(1);
         let far = [cluster.node(2).pod("a", "a-far")?, cluster.node(2).pod("b", "b-far")?];
-        let before = node.traces()?;
-        let containerd = Containerd::start(cluster, node)?;
-        let mut places = vec![containerd.run_pod("a", "a-1")?, containerd.run_pod("b", "b-1")?];
+        let before = node.limit_traces()?;
+        let capabilities = json!({"bandwidth": true, "ips": true, "mac": true});
+        let containerd =
+            Containerd::start(cluster, node, json!({"mode": "overlay", "capabilities": capabilities}))?;
+        let limited = containerd.run_pod("a", "a-1", &[(INGRESS, "10M"), (EGRESS, "5M")])?;
+        let mut places = vec![limited, containerd.run_pod("b", "b-1", &[])?];
         for pod in &far {
             places.push(pod.place()?);
         }
         Matrix::require(&places, |from, to| from[..1] == to[..1])?;
+        has_limits(cluster, &places[0], &places[2])?;
         containerd.remove_pods()?;
-        node.wait_for_traces(&before)
+        node.wait_for_limit_traces(&before)
+    })
+}
+
+/// That a pod receives 10 Mbit/s and sends 5.
+fn has_limits(cluster: &Cluster, pod: &Place, peer: &Place) -> Outcome {
+    require_limit("ingress", 10_000_000, &measure(cluster, peer, pod, Load::Tcp, 2)?);
+    require_limit("egress", 5_000_000, &measure(cluster, pod, peer, Load::Tcp, 2)?);
+    Ok(())
+}
+
+/// A pod's annotations reach the plugin by a capability that the conflist declares.
+#[test]
+fn containerd_s_pods_choose_segment_and_limits_by_annotations() -> Outcome {
+    let other = json!({"Subnet": "10.101.0.0/24", "Gateway": "", "RangeStart": "", "RangeEnd": ""});
+    on_segments(1, &[record("lan", &json!({})), record("other", &other)], |cluster, switch| {
+        let machine = switch.machine("machine", &["10.101.0.200/24"])?;
+        let keys = json!({
+            "mode": "macvlan",
+            "segment": "lan",
+            "capabilities": {"bandwidth": true, "io.kubernetes.cri.pod-annotations": true},
+        });
+        let containerd = Containerd::start(cluster, cluster.node(1), keys)?;
+        let annotations = [("tenon.io/segment", "other"), (INGRESS, "10M"), (EGRESS, "5M")];
+        let pod = containerd.run_pod("a", "chooser", &annotations)?;
+        let default = containerd.run_pod("a", "default", &[])?;
+        assert!(pod.address.octets().starts_with(&[10, 101, 0]), "{}", pod.address);
+        assert!(default.address.octets().starts_with(&[10, 100, 0]), "{}", default.address);
+        has_limits(cluster, &pod, &place("machine", &machine, "10.101.0.200"))?;
+        containerd.remove_pods()?;
+        for segment in ["lan", "other"] {
+            cluster.etcd.wait_for_held(segment, &BTreeMap::new(), Duration::from_secs(10))?;
+        }
+        Ok(())
     })
 }

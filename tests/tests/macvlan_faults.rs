@@ -215,6 +215,47 @@ fn full_range_is_given_out_once(cluster: &Cluster, keeper: &Pod) -> Outcome {
     Ok(())
 }
 
+/// What an agent leaves that dies while etcd has not yet written the lease: an interface that is down and says in its alias
+/// that it is none yet. The next ADD and the next DEL know it.
+#[test]
+fn draft_of_a_dead_agent_gives_way() -> Outcome {
+    on_segments(1, &[record("lan", &json!({"QuarantineSeconds": 0}))], |cluster, switch| {
+        let machine = switch.machine("machine", &["10.100.0.200/24"])?;
+        let node = cluster.node(1);
+        let draft = |pod: &Pod| -> Result<bool, BedError> {
+            let links = pod.netns().ip(&["-o", "link"])?;
+            Ok(links.lines().any(|l| l.contains(" eth0@") && l.contains("alias") && l.contains("state DOWN")))
+        };
+        for next in ["ADD", "DEL"] {
+            let mut pod = node.segment_sandbox("lan", "a", &format!("before-{next}"))?;
+            cluster.etcd.signal_member(0, Signal::SIGSTOP)?;
+            let reply = thread::scope(|scope| {
+                let adding = scope.spawn(|| pod.cni.call("ADD", Some(&pod.attachment)));
+                let made = until("a draft of the interface", patience(Duration::from_secs(3)), || {
+                    let there = draft(&pod).map_err(|e| e.to_string())?;
+                    if there { Ok(()) } else { Err("none".to_owned()) }
+                });
+                node.kill_agent();
+                made.and_then(|()| joined(adding))
+            })?;
+            assert_eq!(reply.code(), Some(11), "{}", reply.text);
+            cluster.etcd.signal_member(0, Signal::SIGCONT)?;
+            node.start_agent()?;
+            assert!(draft(&pod)?, "nobody knows yet whether the pod wants it");
+            if next == "ADD" {
+                pod.add()?;
+                assert!(pod.check()?.success && probe::ping(&machine.path(), pod.address()?)?);
+            }
+            pod.del()?;
+            until("no link of the pod", patience(Duration::from_secs(5)), || {
+                without_link(&pod).map_err(|e| e.to_string())
+            })?;
+            only_these_hold(cluster, &[])?;
+        }
+        Ok(())
+    })
+}
+
 /// What the controller does with the lease of a node that is gone.
 fn give_back(cluster: &Cluster, segment: &str, pod: &Pod) -> Outcome {
     let key = Etcd::lease_key(segment, pod.address()?);
