@@ -71,6 +71,14 @@ impl NetNs {
         Ok(Self { file, path: path.to_owned(), id })
     }
 
+    /// The same, of one that may be gone: `None` if nothing is at `path`, or something else.
+    pub fn open_if_there(path: impl AsRef<Path>) -> Result<Option<Self>> {
+        match Self::open(path) {
+            Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// The calling thread's network namespace.
     pub fn current() -> Result<Self> {
         Self::open(CURRENT)

@@ -10,8 +10,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tenon_cni::{Environment, Error, RawConf, Request, Success, Verb};
+use tenon_ipam::Mac;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+
+use super::links::{LocalPod, local_pods};
 
 /// How long a plugin may take.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,6 +36,12 @@ pub(super) struct Delegated {
 }
 
 impl Delegated {
+    /// The pod with its addresses, for the host to reach.
+    pub(super) fn local_pods(&self) -> Vec<LocalPod> {
+        let mac: Option<Mac> = self.mac.parse().ok();
+        local_pods(&self.link, &self.ips, mac.map(Mac::bytes))
+    }
+
     /// The request by which the plugin is to undo what it did.
     pub(super) fn request(&self) -> Result<Request, Error> {
         let environment = Environment { command: Verb::Del.as_str().to_owned(), ..self.environment.clone() };

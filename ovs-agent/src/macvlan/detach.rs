@@ -121,11 +121,8 @@ pub(super) async fn undo_delegated(
     netns: Option<&Path>,
 ) -> Result<(), Error> {
     let note = node.macvlan.delegated.get::<Delegated>(id);
-    let pods = note.iter().flat_map(|note| {
-        let mac: Option<Mac> = note.mac.parse().ok();
-        local_pods(&note.link, &note.ips, mac.map(Mac::bytes))
-    });
-    remove_interface(node, id, netns.map(Path::to_owned), pods.collect()).await;
+    let pods = note.map(|note| note.local_pods()).unwrap_or_default();
+    remove_interface(node, id, netns.map(Path::to_owned), pods).await;
     delegation::call_for_effect(request, Verb::Del).await?;
     node.macvlan.delegated.remove(id).map_err(note_error)?;
     node.macvlan.keep.notify_one();

@@ -201,12 +201,7 @@ fn on_interface<T: Send>(
     ifname: &str,
     work: impl FnOnce(&Netlink, &Link) -> Result<T, tenon_netdev::Error> + Send,
 ) -> Result<Option<T>, tenon_netdev::Error> {
-    let netns = match NetNs::open(netns) {
-        Err(tenon_netdev::Error::NetNsNotFound { .. } | tenon_netdev::Error::NotANetNs { .. }) => {
-            return Ok(None);
-        }
-        opened => opened?,
-    };
+    let Some(netns) = NetNs::open_if_there(netns)? else { return Ok(None) };
     netns.run(|| {
         let pod = Netlink::open()?;
         let link = pod.link_by_name(ifname)?.filter(is_macvlan);

@@ -224,10 +224,7 @@ fn is_in_the_way(error: &Error, mode: MacvlanMode) -> bool {
 
 /// Says again, to those who missed it, where addresses are; not if the pod has gone meanwhile.
 pub(super) fn announce(netns: &Path, ifname: &str, mac: [u8; 6], addresses: &[IpAddr]) -> Result<(), Error> {
-    let netns = match NetNs::open(netns) {
-        Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => return Ok(()),
-        opened => opened?,
-    };
+    let Some(netns) = NetNs::open_if_there(netns)? else { return Ok(()) };
     netns.run(|| match Netlink::open()?.link_by_name(ifname)? {
         Some(link) if link.mac == Some(mac) => Announcer::open()?.announce(link.index, mac, addresses),
         _ => Ok(()),
@@ -239,11 +236,7 @@ pub(super) fn announce(netns: &Path, ifname: &str, mac: [u8; 6], addresses: &[Ip
 /// # Errors
 /// Nobody can say.
 pub(super) fn is_there(netns: &Path) -> Result<bool, Error> {
-    match NetNs::open(netns) {
-        Ok(_) => Ok(true),
-        Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(NetNs::open_if_there(netns)?.is_some())
 }
 
 /// Takes the addresses from a pod's macvlan, so that it answers for them no more, and returns its namespace and index, by
@@ -256,10 +249,7 @@ pub(super) fn silence(
     draft_name: &str,
     macs: &[[u8; 6]],
 ) -> Result<Option<(NetNs, Option<u32>)>, Error> {
-    let netns = match NetNs::open(netns) {
-        Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => return Ok(None),
-        opened => opened?,
-    };
+    let Some(netns) = NetNs::open_if_there(netns)? else { return Ok(None) };
     let pod = Netlink::open_in(&netns)?;
     let is_its_own = |link: &Link| {
         is_macvlan(link) && link.mac.is_some_and(|mac| macs.contains(&mac)) || is_draft(link, draft_name)
@@ -276,10 +266,7 @@ pub(super) fn silence(
 
 /// The addresses of a pod's macvlan with this MAC address (`None`: any); none if there is no such interface.
 pub(super) fn addresses(netns: &Path, ifname: &str, mac: Option<[u8; 6]>) -> Result<Vec<IpAddr>, Error> {
-    let netns = match NetNs::open(netns) {
-        Err(Error::NetNsNotFound { .. } | Error::NotANetNs { .. }) => return Ok(Vec::new()),
-        opened => opened?,
-    };
+    let Some(netns) = NetNs::open_if_there(netns)? else { return Ok(Vec::new()) };
     let pod = Netlink::open_in(&netns)?;
     let is_its_own = |link: &Link| is_macvlan(link) && (mac.is_none() || link.mac == mac);
     let Some(link) = pod.link_by_name(ifname)?.filter(is_its_own) else { return Ok(Vec::new()) };

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenon_ipam::Mac;
 use tracing::{info, warn};
 
 use super::delegation::Delegated;
@@ -128,11 +127,8 @@ async fn keep_links(node: &Arc<Node>) -> Result<(), tenon_netdev::Error> {
         let macvlan = &node.macvlan;
         macvlan.links.reconcile_host(|| {
             let delegated = macvlan.delegated.all::<Delegated>().into_iter();
-            let delegated = delegated.filter(|(_, note)| note.host_access).flat_map(|(_, note)| {
-                let mac: Option<Mac> = note.mac.parse().ok();
-                let pod = |ip| Some(LocalPod { link: note.link.clone(), ip, mac: mac?.bytes() });
-                note.ips.iter().copied().filter_map(pod).collect::<Vec<_>>()
-            });
+            let delegated = delegated.filter(|(_, note)| note.host_access);
+            let delegated = delegated.flat_map(|(_, note)| note.local_pods());
             local_pods(&macvlan.segments()).into_iter().chain(delegated).collect()
         })?;
         macvlan.links.remove_unused(|| {
